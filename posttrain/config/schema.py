@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class Section(BaseModel):
     """Base of every section: unknown keys are refused, values do not change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelSection(Section):
@@ -31,7 +31,9 @@ class ModelSection(Section):
     intermediate_size: int = Field(256, ge=1, description="Inner width of an expert.")
     num_local_experts: int = Field(4, ge=1, description="Experts a layer.")
     num_experts_per_tok: int = Field(2, ge=1, description="Experts chosen for a token; at most num_local_experts.")
-    rope_theta: float = Field(10_000.0, gt=0, description="RoPE base; 10,000 in pre-training, 10M in post-training (paper, table 6).")
+    rope_theta: float = Field(
+        10_000.0, gt=0, description="RoPE base; 10,000 in pre-training, 10M in post-training (paper, table 6)."
+    )
     max_position_embeddings: int = Field(8192, ge=1, description="Longest position; no document may be longer.")
     rms_norm_eps: float = Field(1e-5, gt=0, description="Epsilon of the decoder norms.")
     initializer_range: float = Field(0.02, gt=0, description="Standard deviation of initial weights.")
@@ -48,25 +50,35 @@ class TokenizerSection(Section):
 class SourceSection(Section):
     """Where records come from. Splits are disjoint by prompt, cut in the order given."""
 
-    kind: Literal["reasoning_gym", "jsonl", "parquet", "huggingface"] = Field(description="reasoning_gym generates tasks with scorers; the others read records in TRL's formats.")
+    kind: Literal["reasoning_gym", "jsonl", "parquet", "huggingface"] = Field(
+        description="reasoning_gym generates tasks with scorers; the others read records in TRL's formats."
+    )
     task: str | None = Field(None, description="reasoning_gym: name of the task.")
     params: dict[str, Any] = Field(default_factory=dict, description="reasoning_gym: the task's own difficulty settings.")
     path: str | None = Field(None, description="jsonl, parquet: the file. huggingface: name of the dataset.")
     subset: str | None = Field(None, description="huggingface: configuration of the dataset.")
     hub_split: str = Field("train", description="huggingface: split of the dataset.")
     shots: int = Field(1, ge=1, description="Records joined to one conversation of as many turns (many-shot documents).")
-    splits: dict[str, int] = Field(default_factory=dict, description="Name and number of records of each split; empty puts all records in the split 'train'.")
+    splits: dict[str, int] = Field(
+        default_factory=dict, description="Name and number of records of each split; empty puts all records in the split 'train'."
+    )
 
 
 class ResourcesSection(Section):
     """What a training stage runs on."""
 
-    address: str | None = Field(None, description="Address of a running Ray cluster; null starts a local Ray and stops it afterwards.")
+    address: str | None = Field(
+        None, description="Address of a running Ray cluster; null starts a local Ray and stops it afterwards."
+    )
     num_workers: int = Field(1, ge=1, description="Training processes of a stage (data parallel).")
     cpus_per_worker: int = Field(1, ge=1, description="CPU cores, and threads, of a worker.")
     gpus_per_worker: int = Field(0, ge=0, le=1, description="GPUs of a worker: 0 or 1.")
-    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage; 0 trains without DeepSpeed (one worker, or plain data parallel).")
-    max_failures: int = Field(0, ge=0, description="How often a stage whose worker died is started again from its last complete checkpoint.")
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        0, description="DeepSpeed ZeRO stage; 0 trains without DeepSpeed (one worker, or plain data parallel)."
+    )
+    max_failures: int = Field(
+        0, ge=0, description="How often a stage whose worker died is started again from its last complete checkpoint."
+    )
 
 
 class EvalSection(Section):
@@ -82,7 +94,9 @@ class SamplingSection(Section):
     """How answers are drawn from the model for rejection sampling, preference pairs and online RL."""
 
     samples_per_prompt: int = Field(4, ge=1, description="Answers drawn for a prompt.")
-    temperatures: list[Annotated[float, Field(gt=0)]] = Field([1.0], min_length=1, description="Temperatures, used in turn (paper section 5.3: several).")
+    temperatures: list[Annotated[float, Field(gt=0)]] = Field(
+        [1.0], min_length=1, description="Temperatures, used in turn (paper section 5.3: several)."
+    )
     max_new_tokens: int = Field(16, ge=1, description="Longest answer.")
     num_prompts: int | None = Field(None, ge=1, description="Prompts sampled; null takes all of the stage's prompts.")
 
@@ -90,8 +104,15 @@ class SamplingSection(Section):
 class RewardSection(Section):
     """Composition of the hierarchy: the verifier decides, the learned level ranks what it leaves equal."""
 
-    model: str | None = Field(None, description="Stage of kind reward that gives the learned level; null uses the verifier alone.")
-    learned_weight: float = Field(0.1, ge=0, lt=0.5, description="Weight of the learned level, squashed to (0, 1); below 0.5 so that it never overrules the verifier.")
+    model: str | None = Field(
+        None, description="Stage of kind reward that gives the learned level; null uses the verifier alone."
+    )
+    learned_weight: float = Field(
+        0.1,
+        ge=0,
+        lt=0.5,
+        description="Weight of the learned level, squashed to (0, 1); below 0.5 so that it never overrules the verifier.",
+    )
 
 
 class OptimSection(Section):
@@ -99,7 +120,9 @@ class OptimSection(Section):
 
     learning_rate: float = Field(1e-3, gt=0, description="Highest learning rate.")
     min_learning_rate: float = Field(0.0, ge=0, description="Learning rate at the last step of a cosine schedule.")
-    schedule: Literal["cosine", "constant"] = Field("cosine", description="Decay after warm-up (paper table 7: cosine in short stages, constant in long ones).")
+    schedule: Literal["cosine", "constant"] = Field(
+        "cosine", description="Decay after warm-up (paper table 7: cosine in short stages, constant in long ones)."
+    )
     warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW beta1.")
@@ -128,17 +151,31 @@ class SFTStage(StageSection):
     """Supervised fine-tuning on demonstrations, joined by verified samples of the model itself."""
 
     kind: Literal["sft"] = Field(description="Kind of the stage.")
-    sampling: SamplingSection | None = Field(None, description="Rejection sampling: answers of the init model that the verifier accepts join the demonstrations; null trains on demonstrations alone.")
-    demonstrations: bool = Field(True, description="Whether given demonstrations are trained on; false leaves the accepted samples alone.")
-    match_time_of: str | None = Field(None, description="Stage whose wall time (sampling included) bounds this one: a control at equal cost. Results then depend on the machine's speed.")
+    sampling: SamplingSection | None = Field(
+        None,
+        description="Rejection sampling: answers of the init model that the verifier accepts join the demonstrations; "
+        "null trains on demonstrations alone.",
+    )
+    demonstrations: bool = Field(
+        True, description="Whether given demonstrations are trained on; false leaves the accepted samples alone."
+    )
+    match_time_of: str | None = Field(
+        None,
+        description="Stage whose wall time (sampling included) bounds this one: a control at equal cost. "
+        "Results then depend on the machine's speed.",
+    )
 
 
 class DPOStage(StageSection):
     """Direct preference optimisation, best against worst of several samples by reward (paper section 5.4.1)."""
 
     kind: Literal["dpo"] = Field(description="Kind of the stage.")
-    beta: float = Field(0.1, gt=0, description="Strength of the tie to the reference model (not printed in the paper; TRL's default).")
-    sft_weight: float = Field(0.0, ge=0, description="Weight of the chosen answer's negative log-likelihood added to the loss (RPO's alpha).")
+    beta: float = Field(
+        0.1, gt=0, description="Strength of the tie to the reference model (not printed in the paper; TRL's default)."
+    )
+    sft_weight: float = Field(
+        0.0, ge=0, description="Weight of the chosen answer's negative log-likelihood added to the loss (RPO's alpha)."
+    )
     sampling: SamplingSection = Field(default_factory=lambda: SamplingSection(), description="How candidate answers are drawn.")
     reward: RewardSection = Field(default_factory=lambda: RewardSection(), description="What ranks them.")
     min_margin: float = Field(0.05, ge=0, description="Pairs whose rewards differ by less are dropped (paper section 6.3).")
@@ -148,28 +185,48 @@ class RewardStage(StageSection):
     """Scalar reward model on verified-better against verified-worse answers."""
 
     kind: Literal["reward"] = Field(description="Kind of the stage.")
-    sampling: SamplingSection = Field(default_factory=lambda: SamplingSection(), description="How wrong answers are drawn from the init model; prompts whose samples are all right get a wrong answer of a neighbouring prompt.")
+    sampling: SamplingSection = Field(
+        default_factory=lambda: SamplingSection(),
+        description="How wrong answers are drawn from the init model; "
+        "prompts whose samples are all right get a wrong answer of a neighbouring prompt.",
+    )
     heldout: dict[str, float] = Field(min_length=1, description="Weight of each SOURCE/SPLIT for held-out pairs.")
     heldout_pairs: int = Field(500, ge=1, description="Held-out pairs scored after training.")
-    center_coefficient: float = Field(0.01, ge=0, description="Pull of the mean reward to zero (TRL's center_rewards_coefficient).")
+    center_coefficient: float = Field(
+        0.01, ge=0, description="Pull of the mean reward to zero (TRL's center_rewards_coefficient)."
+    )
 
 
 class RLStage(StageSection):
     """Online RL with verifiable rewards: sample, score, one update (paper section 5.4.2)."""
 
     kind: Literal["rl"] = Field(description="Kind of the stage.")
-    objective: Literal["minimax01", "grpo", "cispo"] = Field("minimax01", description="Policy objective: the paper's modified GRPO, plain GRPO, or MiniMax-M1's CISPO.")
+    objective: Literal["minimax01", "grpo", "cispo"] = Field(
+        "minimax01", description="Policy objective: the paper's modified GRPO, plain GRPO, or MiniMax-M1's CISPO."
+    )
     prompts_per_step: int = Field(32, ge=1, description="Prompts a step, over all workers; divisible by the number of workers.")
-    sampling: SamplingSection = Field(default_factory=lambda: SamplingSection(), description="How answers are drawn; samples_per_prompt is the group size.")
+    sampling: SamplingSection = Field(
+        default_factory=lambda: SamplingSection(), description="How answers are drawn; samples_per_prompt is the group size."
+    )
     reward: RewardSection = Field(default_factory=lambda: RewardSection(), description="What scores them.")
-    scale_advantages: bool = Field(False, description="Divide a group's advantages by their standard deviation (GRPO does; Dr. GRPO does not).")
-    balance_advantages: bool = Field(True, description="Scale so that positive and negative advantages weigh the same (paper section 5.4.2; formula ours).")
+    scale_advantages: bool = Field(
+        False, description="Divide a group's advantages by their standard deviation (GRPO does; Dr. GRPO does not)."
+    )
+    balance_advantages: bool = Field(
+        True, description="Scale so that positive and negative advantages weigh the same (paper section 5.4.2; formula ours)."
+    )
     clip_ratio_low: float = Field(0.2, gt=0, lt=1, description="Ratio is clipped at 1 - this.")
     clip_ratio_high: float = Field(0.2, gt=0, description="Ratio is clipped at 1 + this.")
-    negative_ratio_cap: float = Field(3.0, gt=1, description="minimax01: tokens with negative advantage and a ratio above this leave the loss (value not printed).")
+    negative_ratio_cap: float = Field(
+        3.0,
+        gt=1,
+        description="minimax01: tokens with negative advantage and a ratio above this leave the loss (value not printed).",
+    )
     is_weight_cap: float = Field(5.0, gt=1, description="cispo: importance weights are capped here (absolute).")
     kl_coef: float = Field(0.0, ge=0, description="Weight of the KL term; 0 needs no reference model.")
-    shuffle_rewards: bool = Field(False, description="Control: rewards are permuted over the step's samples, so nothing can be learned from them.")
+    shuffle_rewards: bool = Field(
+        False, description="Control: rewards are permuted over the step's samples, so nothing can be learned from them."
+    )
 
 
 AnyStage = Annotated[SFTStage | DPOStage | RewardStage | RLStage, Field(discriminator="kind")]
@@ -182,8 +239,12 @@ class RunConfig(Section):
     output_dir: str = Field("runs", description="Folder of runs.")
     seed: int = Field(0, ge=0, description="Seed of everything random in the run.")
     model: ModelSection = Field(default_factory=lambda: ModelSection(), description="The model to start from.")
-    tokenizer: TokenizerSection = Field(default_factory=lambda: TokenizerSection(), description="The tokenizer of a model made from scratch.")
+    tokenizer: TokenizerSection = Field(
+        default_factory=lambda: TokenizerSection(), description="The tokenizer of a model made from scratch."
+    )
     sources: dict[str, SourceSection] = Field(min_length=1, description="Named sources of records.")
     resources: ResourcesSection = Field(default_factory=lambda: ResourcesSection(), description="What a training stage runs on.")
     eval: EvalSection = Field(description="Held-out accuracy after every stage.")
-    stages: dict[str, AnyStage] = Field(min_length=1, description="The stages, by name; `init` and `reward.model` make them a graph.")
+    stages: dict[str, AnyStage] = Field(
+        min_length=1, description="The stages, by name; `init` and `reward.model` make them a graph."
+    )

@@ -74,7 +74,9 @@ def encode_document(tokenizer: PreTrainedTokenizerBase, record: Mapping[str, Any
     if "completion" in record:
         return _encode(tokenizer, record.get("prompt", ()), record["completion"], bool(record.get("train_on_all_answers")))
     if "messages" not in record:
-        raise UserError(f"record has no demonstration (fields: {', '.join(sorted(record))})", instead="needs 'completion' or 'messages'")
+        raise UserError(
+            f"record has no demonstration (fields: {', '.join(sorted(record))})", instead="needs 'completion' or 'messages'"
+        )
     return _encode(tokenizer, (), record["messages"], True)
 
 
@@ -85,7 +87,9 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, record: Mapping[str, Any]) -
         UserError: see `encode_document`.
     """
     if "chosen" not in record or "rejected" not in record:
-        raise UserError(f"record is no preference pair (fields: {', '.join(sorted(record))})", instead="needs 'chosen' and 'rejected'")
+        raise UserError(
+            f"record is no preference pair (fields: {', '.join(sorted(record))})", instead="needs 'chosen' and 'rejected'"
+        )
     prompt = record.get("prompt", ())
     return _encode(tokenizer, prompt, record["chosen"], False), _encode(tokenizer, prompt, record["rejected"], False)
 
@@ -115,7 +119,10 @@ def _encode_context(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> t
         if number % 2 == 0 and number > 0:
             # The template's text after an answer: its first token must be the stop token the answer ended with.
             if not tokens or tokens[0] != _stop_id(tokenizer):
-                raise UserError(f"chat template does not end an assistant turn with the eos token {tokenizer.eos_token!r}", where="chat template")
+                raise UserError(
+                    f"chat template does not end an assistant turn with the eos token {tokenizer.eos_token!r}",
+                    where="chat template",
+                )
             start, stop = spans[-1]
             spans[-1] = (start, stop + 1)
         if number % 2 == 1:
@@ -137,7 +144,11 @@ def _split(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[str]:
         rendered_messages.append({"role": message["role"], "content": text})
     pieces = _STAND_IN.split(_render(tokenizer, rendered_messages))
     if pieces[1::2] != [str(i) for i in range(len(answers))]:
-        raise UserError("chat template leaves out or reorders assistant turns", where="chat template", instead="it must show every turn once, in order")
+        raise UserError(
+            "chat template leaves out or reorders assistant turns",
+            where="chat template",
+            instead="it must show every turn once, in order",
+        )
     pieces[1::2] = answers
     return pieces
 
@@ -147,19 +158,24 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]) 
     if not _takes_plain_text(template):
         messages = [{"role": m["role"], "content": [{"type": "text", "text": m["content"]}]} for m in messages]
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        # What apply_chat_template does, but for its refusal of an empty conversation: a plain text has no prompt.
+        rendered: Any = render_jinja_template(
+            [messages], chat_template=template, add_generation_prompt=True, **tokenizer.special_tokens_map
+        )
     except jinja2.TemplateError as error:
         raise UserError(f"chat template cannot render the messages: {error}", where="chat template") from error
+    return rendered[0][0]
 
 
 @lru_cache(maxsize=16)
 def _takes_plain_text(template: str) -> bool:
     """Whether the template shows content given as a string; MiniMax-M1's published one wants a list of blocks."""
     try:
-        rendered, _ = render_jinja_template([[{"role": "user", "content": _OPEN}]], chat_template=template)
+        # Annotated as str by the library; in fact the rendered texts and their generation masks.
+        rendered: Any = render_jinja_template([[{"role": "user", "content": _OPEN}]], chat_template=template)
     except jinja2.TemplateError:
         return False
-    return _OPEN in rendered[0]
+    return _OPEN in rendered[0][0]
 
 
 def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:

@@ -47,7 +47,7 @@ class SequenceLayout:
         starts = (positions == 0).nonzero().flatten().tolist()
         if positions.numel() and (not starts or starts[0] != 0):
             raise ValueError("position ids of a packed batch must start at 0")
-        ends = [*starts[1:], positions.numel()]
+        ends = [*starts[1:], positions.numel()] if starts else []
         return cls.from_lengths([b - a for a, b in zip(starts, ends, strict=True)], positions.device)
 
     @property

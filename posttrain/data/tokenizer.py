@@ -52,8 +52,8 @@ CHAT_TEMPLATE = """\
   {%- for tool in tools -%}
     {{- (tool | tojson) ~ '\\n' -}}
   {%- endfor -%}
-  {{- '</tools>\\n\\nIf you need to call tools, please respond with <tool_calls></tool_calls> XML tags, and provide tool-name and ' -}}
-  {{- 'json-object of arguments, following the format below:\\n<tool_calls>\\n' -}}
+  {{- '</tools>\\n\\nIf you need to call tools, please respond with <tool_calls></tool_calls> XML tags, ' -}}
+  {{- 'and provide tool-name and json-object of arguments, following the format below:\\n<tool_calls>\\n' -}}
   {{- '{"name": <tool-name-1>, "arguments": <args-json-object-1>}\\n...\\n</tool_calls><end_of_sentence>\\n' -}}
 {%- endif -%}
 {%- for message in messages -%}
@@ -134,11 +134,17 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"no readable tokenizer ({reason})", where=str(path), instead="put tokenizer.json and tokenizer_config.json there") from error
+        raise UserError(
+            f"no readable tokenizer ({reason})", where=str(path), instead="put tokenizer.json and tokenizer_config.json there"
+        ) from error
     if not tokenizer.chat_template:
-        raise UserError("tokenizer has no chat template", where=str(path), instead="add the model's chat_template.jinja to the folder")
+        raise UserError(
+            "tokenizer has no chat template", where=str(path), instead="add the model's chat_template.jinja to the folder"
+        )
     if tokenizer.eos_token_id is None:
-        raise UserError("tokenizer has no eos_token", where=str(path), instead="name the token that ends a turn in tokenizer_config.json")
+        raise UserError(
+            "tokenizer has no eos_token", where=str(path), instead="name the token that ends a turn in tokenizer_config.json"
+        )
     return tokenizer
 
 

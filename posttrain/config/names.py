@@ -14,7 +14,7 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
 
 def suggest(name: str, known: Iterable[str], shown: int = 8) -> str:
     """`did you mean 'x'?` when a known name is near, else the known names, at most `shown` of them."""
-    known = sorted(known)
+    known = list(dict.fromkeys(known))
     if match := nearest(name, known):
         return f"did you mean '{match}'?"
     if not known:

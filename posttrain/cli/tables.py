@@ -1,0 +1,74 @@
+"""Tables for a terminal, and the same without one."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from posttrain.cli.doctor import Finding
+    from posttrain.pipeline.plan import Plan
+
+_COLOURS = {"ok": "green", "note": "yellow", "missing": "red"}
+_WIDE = 160
+_DIGITS = {"seconds": 1, "tokens_per_second": 0}  # digits after the point; others have three
+
+
+def console() -> Console:
+    """The terminal; into a file or a pipe lines are wide enough that tables are not cut."""
+    found = Console(highlight=False)
+    return found if found.is_terminal or "COLUMNS" in os.environ else Console(highlight=False, width=_WIDE)
+
+
+def _table(*columns: str, numbers: Sequence[str] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+    return table
+
+
+def print_plan(plan: Plan) -> None:
+    """The nodes of a run in order, with what each waits for and occupies."""
+    table = _table("node", "makes", "after", "state", "CPUs", "GPUs", numbers=("CPUs", "GPUs"))
+    for row in plan.rows:
+        state = Text("done" if row.cached else f"to do ({row.reason})", style="green" if row.cached else "")
+        table.add_row(row.node, row.kind, ", ".join(row.parents) or "-", state, str(row.cpus), str(row.gpus))
+    output = console()
+    output.print(table)
+    left = sum(not row.cached for row in plan.rows)
+    output.print(f"{left} of {len(plan.rows)} nodes to do; folder {plan.folder}", soft_wrap=True)
+
+
+def as_dict(row: Any) -> dict[str, Any]:
+    """A row of the report as a dict."""
+    return dataclasses.asdict(row)
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows with the same keys; numbers to the right, `-` for what is not there."""
+    keys = list(rows[0]) if rows else ["stage"]
+    numbers = [key for key in keys if any(isinstance(row[key], int | float) for row in rows)]
+    table = _table(*(key.replace("_", " ") for key in keys), numbers=[key.replace("_", " ") for key in numbers])
+    for row in rows:
+        table.add_row(*(_cell(key, row[key]) for key in keys))
+    console().print(table)
+
+
+def _cell(key: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.{_DIGITS.get(key, 3)}f}" if isinstance(value, float) else str(value)
+
+
+def print_findings(findings: Sequence[Finding]) -> None:
+    """What `doctor` found."""
+    table = _table("", "what", "found", "meaning")
+    for finding in findings:
+        table.add_row(Text(finding.state, style=_COLOURS[finding.state]), finding.what, finding.found, finding.meaning)
+    console().print(table)

@@ -1,0 +1,1 @@
+"""Ray: starting and stopping it, and what its processes run under."""

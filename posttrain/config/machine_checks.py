@@ -1,0 +1,80 @@
+"""What a run asks of the machine it starts on: files, cores, GPUs. Looks without importing torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from posttrain.config.errors import UserError
+from posttrain.config.origins import Origins
+from posttrain.config.schema import RunConfig
+
+_HERE = "relative paths start at the folder the command runs in"
+_GPUS = Path("/proc/driver/nvidia/gpus")
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def gpus() -> int:
+    """GPUs of this machine that its NVIDIA driver shows; CUDA_VISIBLE_DEVICES hides the others."""
+    present = len(list(_GPUS.iterdir())) if _GPUS.is_dir() else len(list(Path("/dev").glob("nvidia[0-9]*")))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return (
+        present if visible is None else min(present, len([item for item in visible.split(",") if item.strip() not in ("", "-1")]))
+    )
+
+
+def check_machine(config: RunConfig, at: Origins) -> None:
+    """See that the files are there and, without a cluster's address, the cores and GPUs.
+
+    Raises:
+        UserError: the first that is missing.
+    """
+    _check_checkpoint(config, at)
+    for name, source in config.sources.items():
+        if source.kind in ("jsonl", "parquet") and source.path is not None and not Path(source.path).is_file():
+            raise UserError(f"no such file '{source.path}'", where=at.where(f"sources.{name}.path"), instead=_HERE)
+    resources = config.resources
+    if resources.address is not None:
+        return  # the cluster's machines are not known here
+    for kind, each, have in (("cpus", resources.cpus_per_worker, cores()), ("gpus", resources.gpus_per_worker, gpus())):
+        wanted = resources.num_workers * each
+        if wanted > have:
+            what = "CPU cores" if kind == "cpus" else "GPUs"
+            change = f"write at most {have // resources.num_workers}" if have else "write 0"
+            if have and not have // resources.num_workers:
+                change = f"lower num_workers to at most {have // each}"
+            raise UserError(
+                f"{resources.num_workers} workers of {each} ask for {wanted} {what}, this machine has {have}",
+                where=at.where(f"resources.{kind}_per_worker"),
+                instead=f"{change}, or give the address of a Ray cluster",
+            )
+
+
+def _check_checkpoint(config: RunConfig, at: Origins) -> None:
+    if config.model.path is None:
+        return
+    folder, where = Path(config.model.path), at.where("model.path")
+    if not folder.is_dir():
+        raise UserError(f"no such folder '{folder}'", where=where, instead=_HERE)
+    for file in ("config.json", "tokenizer_config.json"):
+        if not (folder / file).is_file():
+            raise UserError(f"'{folder}' has no {file}", where=where, instead="name a folder with a checkpoint and its tokenizer")
+
+
+def longest_position(config: RunConfig) -> int | None:
+    """Longest position of the model: of the checkpoint where there is one; None when that does not tell."""
+    if config.model.path is None:
+        return config.model.max_position_embeddings
+    file = Path(config.model.path) / "config.json"
+    if not file.is_file():
+        return None  # `check_machine` names the missing file
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")).get("max_position_embeddings")
+    except (ValueError, AttributeError):
+        raise UserError("is not a JSON object", where=str(file), instead="restore the checkpoint's config.json") from None
+    return found if isinstance(found, int) else None

@@ -1,0 +1,223 @@
+"""Named sources of a run: reading them, cutting disjoint splits, joining many-shot conversations."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from posttrain.config.errors import UserError
+from posttrain.config.names import suggest
+from posttrain.config.schema import RunConfig, SourceSection
+from posttrain.data.formats import Record, normalise, prompt_key
+from posttrain.data.hash_stable import generate_stably
+
+ALL = "train"
+"""The split that holds everything when a source names no splits, and that a bare source name means."""
+
+# A generator is exhausted when this many draws in a row (or four times what was found, if more) repeat known prompts:
+# the last of N equally likely prompts takes N draws on average.
+_PATIENCE = 2000
+
+
+def load_split(config: RunConfig, ref: str) -> list[Record]:
+    """Normalised records of "SOURCE/SPLIT" ("SOURCE" means "SOURCE/train").
+
+    Deterministic from the config. Prompts are distinct: of records with the same prompt the first stays. Splits of a source
+    share no prompt, and no split shares one with the held-out prompts of `eval.source`, also where that is another
+    source over the same task; for many-shot sources this holds for every turn.
+
+    Raises:
+        UserError: unknown source or split, unreadable or broken data, or fewer distinct prompts than the splits ask for.
+    """
+    name, split = resolve(config, ref)
+    source = config.sources[name]
+    excluded = _held_out(config, name)
+    units = _distinct(_read(config, name), excluded, patience=_PATIENCE if source.kind == "reasoning_gym" else None)
+    records = _joined(units, source.shots, where=f"sources.{name}")
+    if not source.splits:
+        if source.kind == "reasoning_gym":
+            raise UserError("a generator has no end", where=f"sources.{name}", instead="name its splits: splits: {train: 1000}")
+        return list(records)
+    for split_name, size in source.splits.items():
+        taken = list(islice(records, size))
+        if len(taken) < size:
+            _refuse_short(name, source, split_name, len(taken))
+        if split_name == split:
+            return taken
+    raise AssertionError(f"split {split!r} was checked before")
+
+
+def resolve(config: RunConfig, ref: str) -> tuple[str, str]:
+    """Source and split that a reference names. UserError when there are no such."""
+    name, _, split = ref.partition("/")
+    split = split or ALL
+    if name not in config.sources:
+        raise UserError(f"unknown source '{name}'", where=ref, instead=suggest(name, config.sources))
+    known = list(config.sources[name].splits) or [ALL]
+    if split not in known:
+        raise UserError(f"source '{name}' has no split '{split}'", where=ref, instead=suggest(split, known))
+    return name, split
+
+
+def _held_out(config: RunConfig, name: str) -> set[str]:
+    """Keys of the single turns of the evaluation's records, unless they come from this very source."""
+    held_out, _ = resolve(config, config.eval.source)
+    if held_out == name:
+        return set()
+    return {key for record in load_split(config, config.eval.source) for key in _turn_keys(record)}
+
+
+def _turn_keys(record: Record) -> Iterator[str]:
+    yield prompt_key(record)
+    messages = record.get("prompt", ())
+    for message in messages:
+        if message["role"] == "user":
+            yield prompt_key({"prompt": [message]})
+
+
+def _distinct(records: Iterable[Record], excluded: set[str], patience: int | None) -> Iterator[Record]:
+    """Records with a new prompt outside `excluded`; ends early after too many repetitions."""
+    seen: set[str] = set()
+    repeated = 0
+    for record in records:
+        key = prompt_key(record)
+        if key in seen or not excluded.isdisjoint(_turn_keys(record)):
+            repeated += 1
+            if patience is not None and repeated > max(patience, 4 * (len(seen) + len(excluded))):
+                return
+            continue
+        seen.add(key)
+        repeated = 0
+        yield record
+
+
+def _joined(records: Iterator[Record], shots: int, where: str) -> Iterator[Record]:
+    """Conversations of `shots` records each; an incomplete last one is left out."""
+    if shots == 1:
+        yield from records
+        return
+    while len(group := list(islice(records, shots))) == shots:
+        yield _conversation(group, where)
+
+
+def _conversation(group: list[Record], where: str) -> Record:
+    """One conversation of all the records' turns: the last answer completes it and is what a verifier checks."""
+    prompt: list[dict[str, str]] = []
+    for record in group:
+        if "prompt" not in record or "completion" not in record:
+            raise UserError(
+                "many-shot conversations need records with a prompt and an answer", where=where, instead="use shots: 1"
+            )
+        turns = [message for message in record["prompt"] if message["role"] != "system" or not prompt or message not in prompt]
+        prompt += [*turns, *record["completion"]]
+    last = group[-1]
+    return {
+        **last,
+        "prompt": prompt[: len(prompt) - len(last["completion"])],
+        "completion": last["completion"],
+        "train_on_all_answers": True,
+    }
+
+
+def _refuse_short(name: str, source: SourceSection, split: str, found: int) -> None:
+    names = list(source.splits)
+    before = sum(source.splits[earlier] for earlier in names[: names.index(split)])
+    unit = f"conversations of {source.shots} turns" if source.shots > 1 else "records"
+    generated = source.kind == "reasoning_gym"
+    origin = f"task '{source.task}'" if generated else f"'{source.path}'"
+    after = f" after the {before} of earlier splits" if before else ""
+    raise UserError(
+        f"split '{split}' asks for {source.splits[split]} {unit}, {origin} has only {found} with distinct prompts{after}",
+        where=f"sources.{name}.splits.{split}",
+        instead="ask for fewer, or widen the task's params" if generated else "ask for fewer",
+    )
+
+
+def _read(config: RunConfig, name: str) -> Iterator[Record]:
+    source, where = config.sources[name], f"sources.{name}"
+    if source.kind == "reasoning_gym":
+        if not source.task:
+            raise UserError("no task given", where=where, instead="name one: task: chain_sum")
+        return generate_stably(source.task, source.params, config.seed, f"{where}.task")
+    if not source.path:
+        raise UserError("no path given", where=where, instead="name the file or dataset: path: data.jsonl")
+    readers = {"jsonl": read_jsonl, "parquet": read_parquet}
+    records = readers[source.kind](source.path) if source.kind in readers else _read_hub(source, where)
+    # Files are often sorted by topic; splits cut from them in file order would differ in kind.
+    random.Random(f"{config.seed}/{name}").shuffle(records)
+    return iter(records)
+
+
+def read_jsonl(path: str | Path) -> list[Record]:
+    """Normalised records of a JSONL file, in its order; empty lines are skipped.
+
+    Raises:
+        UserError: the file cannot be read, holds no record, or a line is broken (named as file:line).
+    """
+    _require_file(path)
+    records: list[Record] = []
+    with open(path, "rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                records.append(_parse_line(line, f"{path}:{number}"))
+    return _require_some(records, path)
+
+
+def _parse_line(line: bytes, where: str) -> Record:
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"not UTF-8 (byte {error.start})", where=where) from error
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"invalid JSON ({error.msg}, column {error.colno})", where=where, instead="a line is one JSON object"
+        ) from error
+    if not isinstance(value, dict):
+        raise UserError(
+            f"a {type(value).__name__}, not an object",
+            where=where,
+            instead='a line looks like {"prompt": ..., "completion": ...}',
+        )
+    return normalise(value, where)
+
+
+def read_parquet(path: str | Path) -> list[Record]:
+    """Normalised records of a Parquet file, in its order. UserError as for `read_jsonl`, rows counted from 1."""
+    import pyarrow
+    import pyarrow.parquet
+
+    _require_file(path)
+    try:
+        rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise UserError(f"no readable Parquet file ({str(error).splitlines()[0]})", where=str(path)) from error
+    return _require_some([normalise(row, f"{path}: row {number}") for number, row in enumerate(rows, start=1)], path)
+
+
+def _read_hub(source: SourceSection, where: str) -> list[Record]:
+    import datasets
+
+    assert source.path is not None
+    try:
+        dataset = datasets.load_dataset(source.path, source.subset, split=source.hub_split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"cannot load dataset '{source.path}' ({reason})", where=where) from error
+    return _require_some(
+        [normalise(row, f"{source.path}: row {number}") for number, row in enumerate(dataset, start=1)], source.path
+    )
+
+
+def _require_file(path: str | Path) -> None:
+    if not Path(path).is_file():
+        raise UserError("no such file", where=str(path), instead="relative paths start at the folder the command runs in")
+
+
+def _require_some(records: list[Record], path: str | Path) -> list[Record]:
+    if not records:
+        raise UserError("no records", where=str(path))
+    return records

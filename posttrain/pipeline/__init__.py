@@ -1,0 +1,1 @@
+"""The stage graph: plan, execution on Ray, artifacts and their lineage, report."""

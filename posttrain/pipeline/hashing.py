@@ -1,0 +1,41 @@
+"""Hashes of files, of Python values and of the package's own sources."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+COMPUTING_PACKAGES = ("config", "data", "kernels", "model", "reward", "rollout", "sandbox", "stages")
+"""Folders whose sources decide what a stage computes; the pipeline, the cluster code and the CLI only decide when and where."""
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_json(value: Any) -> str:
+    """SHA-256 of a value's JSON with sorted keys, hex; the value must consist of what JSON knows."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
+
+
+def hash_named(hashes: Iterable[tuple[str, str]]) -> str:
+    """SHA-256 over (name, hash) pairs in the order of the names, hex."""
+    return hash_json(sorted(hashes))
+
+
+@lru_cache(maxsize=4)
+def code_hash(package: Path | None = None) -> str:
+    """SHA-256 over the names and contents of the sources that decide what a stage computes, hex.
+
+    Args:
+        package: folder of the `posttrain` package; None takes the one that this file belongs to.
+    """
+    root = package if package is not None else Path(__file__).parents[1]
+    files = [path for folder in COMPUTING_PACKAGES for path in (root / folder).rglob("*.py")]
+    return hash_named((path.relative_to(root).as_posix(), hash_file(path)) for path in files)

@@ -1,0 +1,122 @@
+"""Small charts as SVG text: line charts, bars, the stage graph. Colours come from the page's style sheet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+WIDTH, HEIGHT = 420, 180
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 28
+MOST_POINTS = 400
+"""Points of a drawn curve; a longer series is thinned out evenly."""
+
+
+def line_chart(points: Sequence[tuple[float, float]], label: str) -> str:
+    """A curve over steps with its axes; `points` are (step, value) in the order of the steps, at least one."""
+    points = _thin(points)
+    (x_low, x_high), (y_low, y_high) = _span([x for x, _ in points]), _span([y for _, y in points])
+
+    def place(x: float, y: float) -> str:
+        across = LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
+        down = TOP + (y_high - y) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
+        return f"{across:.1f},{down:.1f}"
+
+    path = " ".join(place(x, y) for x, y in points)
+    grid = "".join(
+        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{_down(value, y_low, y_high)}" y2="{_down(value, y_low, y_high)}"/>'
+        f'<text x="{LEFT - 6}" y="{_down(value, y_low, y_high) + 4:.1f}" text-anchor="end">{_number(value)}</text>'
+        for value in ticks(y_low, y_high)
+    )
+    steps = "".join(
+        f'<text x="{place(value, y_low).split(",")[0]}" y="{HEIGHT - 8}" text-anchor="middle">{_number(value)}</text>'
+        for value in ticks(x_low, x_high)
+    )
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label, quote=True)}">{grid}{steps}'
+        f'<polyline class="curve" points="{path}"/></svg>'
+    )
+
+
+def bar_chart(values: Mapping[str, float], label: str) -> str:
+    """Horizontal bars of shares from 0 to 1, one a name."""
+    row, left, width = 26, 170, 640
+    scale = width - left - 70
+    bars = "".join(
+        f'<text x="{left - 8}" y="{index * row + 18}" text-anchor="end">{escape(name)}</text>'
+        f'<rect class="track" x="{left}" y="{index * row + 5}" width="{scale}" height="16" rx="3"/>'
+        f'<rect class="bar" x="{left}" y="{index * row + 5}" width="{max(0.0, min(1.0, value)) * scale:.1f}" height="16" rx="3"/>'
+        f'<text x="{left + scale + 8}" y="{index * row + 18}">{100 * value:.1f} %</text>'
+        for index, (name, value) in enumerate(values.items())
+    )
+    return f'<svg viewBox="0 0 {width} {len(values) * row + 6}" role="img" aria-label="{escape(label, quote=True)}">{bars}</svg>'
+
+
+def graph_chart(parents: Mapping[str, Sequence[str]], states: Mapping[str, str], notes: Mapping[str, str]) -> str:
+    """Boxes in columns, every box right of all its parents, with lines between.
+
+    Args:
+        parents: for every box the boxes it comes from, parents before children.
+        states: class of every box, for its colour.
+        notes: second line of text in every box.
+    """
+    box_width, box_height, gap_x, gap_y = 150, 44, 46, 16
+    columns: dict[str, int] = {}
+    for name, above in parents.items():
+        columns[name] = max((columns[parent] + 1 for parent in above), default=0)
+    rows: dict[int, int] = {}
+    places: dict[str, tuple[int, int]] = {}
+    for name, column in columns.items():
+        row = rows.get(column, 0)
+        rows[column] = row + 1
+        places[name] = (8 + column * (box_width + gap_x), 8 + row * (box_height + gap_y))
+    width = 16 + (max(columns.values(), default=0) + 1) * (box_width + gap_x) - gap_x
+    height = 16 + max(rows.values(), default=1) * (box_height + gap_y) - gap_y
+    edges = "".join(
+        _edge(places[parent][0] + box_width, places[parent][1] + box_height / 2, places[name][0], places[name][1] + box_height / 2)
+        for name, above in parents.items()
+        for parent in above
+    )
+    boxes = "".join(
+        f'<g class="node {escape(states[name], quote=True)}"><rect x="{x}" y="{y}" width="{box_width}" height="{box_height}" rx="6"/>'
+        f'<text x="{x + 10}" y="{y + 18}" class="name">{escape(name)}</text>'
+        f'<text x="{x + 10}" y="{y + 35}">{escape(notes[name])}</text></g>'
+        for name, (x, y) in places.items()
+    )
+    return f'<svg viewBox="0 0 {width} {height}" style="min-width:{width}px" role="img" aria-label="stage graph">{edges}{boxes}</svg>'
+
+
+def ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Round numbers between two bounds, at most about `most` of them."""
+    rough = (high - low) / most
+    unit = 10.0 ** math.floor(math.log10(rough))
+    step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [index * step for index in range(first, last + 1)]
+
+
+def _edge(x1: float, y1: float, x2: float, y2: float) -> str:
+    middle = (x1 + x2) / 2
+    return f'<path class="edge" d="M{x1},{y1} C{middle},{y1} {middle},{y2} {x2},{y2}"/>'
+
+
+def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    stride = -(-len(points) // MOST_POINTS)
+    kept = list(points[::stride])
+    return kept if kept[-1] == points[-1] else [*kept, points[-1]]
+
+
+def _span(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    if high > low:
+        return low, high
+    margin = abs(low) * 0.1 or 1.0
+    return low - margin, high + margin
+
+
+def _down(value: float, low: float, high: float) -> float:
+    return round(TOP + (high - value) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"

@@ -1,0 +1,209 @@
+"""Data of a stage: demonstrations joined by verified samples, pairs by reward, or prompts.
+
+Everything is written as records.jsonl, each record with the `source` (SOURCE/SPLIT) whose weight it falls under, and
+stats.json with counts and `seconds`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from posttrain.config.errors import UserError
+from posttrain.config.schema import DPOStage, RLStage, SamplingSection, SFTStage, StageSection
+from posttrain.data.encode import encode_document, encode_pair, encode_prompt
+from posttrain.data.mixture import sample_mixture
+from posttrain.data.sources import load_split
+from posttrain.data.tokenizer import load_tokenizer
+from posttrain.model.loading import load_causal_lm
+from posttrain.reward.verifiers import is_right, verify
+from posttrain.rollout.embedded import EmbeddedEngine
+from posttrain.stages.devices import placed
+from posttrain.stages.files import write_records
+from posttrain.stages.job import StageJob
+from posttrain.stages.rewards import build_reward
+from posttrain.stages.sampling import Answer, as_sample, draw, stream
+
+Record = dict[str, Any]
+
+
+@dataclass
+class Preparation:
+    """What one stage's preparation works with.
+
+    Attributes:
+        job: the stage.
+        tokenizer: of the init model.
+        counts: numbers for stats.json.
+    """
+
+    job: StageJob
+    tokenizer: PreTrainedTokenizerBase
+    counts: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def of(cls, job: StageJob) -> Preparation:
+        """With the tokenizer of the stage's init model."""
+        return cls(job, load_tokenizer(job.inputs["init"]))
+
+    def load(self, refs: Mapping[str, float]) -> list[Record]:
+        """Records of all sources, each with its `source`."""
+        return [{**record, "source": ref} for ref in refs for record in load_split(self.job.config, ref)]
+
+    def fitting(self, records: Sequence[Record], length: Callable[[Record], int], shortest: int = 1) -> list[Record]:
+        """Records between `shortest` and the stage's max_length tokens; the others are counted and left out."""
+        longest = self.job.stage.max_length
+        kept = []
+        for record in records:
+            tokens = length(record)
+            if tokens > longest or tokens < shortest:
+                self.counts["too_long" if tokens > longest else "too_short"] += 1
+            else:
+                kept.append(record)
+        return kept
+
+    def sample(self, records: Sequence[Record], sampling: SamplingSection, longest: int) -> list[tuple[Record, list[Answer]]]:
+        """Records whose prompt leaves room for an answer within `longest` tokens, each with its drawn answers.
+
+        Of more records than `num_prompts` the first are taken, source by source in turn, so that each has its share.
+        """
+        chosen = _in_turn(records)[: sampling.num_prompts]
+        room = longest - sampling.max_new_tokens
+        chosen = [r for r in chosen if "prompt" in r and len(encode_prompt(self.tokenizer, r["prompt"])) <= room]
+        model = placed(load_causal_lm(self.job.inputs["init"])).eval()
+        seeds = [(self.job.config.seed, stream(self.job.name), number) for number in range(len(chosen))]
+        drawn = draw(EmbeddedEngine(model), self.tokenizer, [r["prompt"] for r in chosen], sampling, seeds)
+        self.counts["prompts_sampled"] += len(chosen)
+        self.counts["answers_drawn"] += sum(len(answers) for answers in drawn)
+        return list(zip(chosen, drawn, strict=True))
+
+    def write(self, folder: Path, records: Sequence[Record]) -> dict[str, Any]:
+        """Write records.jsonl; returns the statistics. UserError where a source with weight has no records."""
+        found = Counter(record["source"] for record in records)
+        for ref, weight in self.job.stage.data.items():
+            if weight > 0 and not found[ref]:
+                dropped = ", ".join(f"{name} {number}" for name, number in sorted(self.counts.items()))
+                raise UserError(
+                    f"no usable records of {ref}" + (f" ({dropped})" if dropped else ""),
+                    where=f"stages.{self.job.name}.data",
+                    instead="check lengths, sampling and the source",
+                )
+        write_records(folder / "records.jsonl", records)
+        return {"records": len(records), **self.counts}
+
+
+def prepare_sft(job: StageJob, folder: Path) -> dict[str, Any]:
+    """Demonstrations, and distinct samples of the init model that the verifier accepts (paper section 5.3)."""
+    stage, work = job.stage, Preparation.of(job)
+    assert isinstance(stage, SFTStage)
+    records = work.load(stage.data)
+    kept = [r for r in records if "completion" in r or "messages" in r] if stage.demonstrations else []
+    if stage.sampling is not None:
+        kept += _accepted(work, records, stage.sampling)
+    return work.write(folder, work.fitting(kept, lambda r: len(encode_document(work.tokenizer, r)), stage.min_length))
+
+
+def prepare_dpo(job: StageJob, folder: Path) -> dict[str, Any]:
+    """Given pairs, and for prompts without one the best against the worst of several samples by reward (paper section 5.4.1)."""
+    stage, work = job.stage, Preparation.of(job)
+    assert isinstance(stage, DPOStage)
+    records = work.load(stage.data)
+    pairs = [record for record in records if "chosen" in record]
+    prompts = [record for record in records if "chosen" not in record]
+    if prompts:
+        pairs += _best_and_worst(work, prompts, stage)
+    return work.write(folder, work.fitting(pairs, pair_length(work.tokenizer, stage), stage.min_length))
+
+
+def prepare_rl(job: StageJob, folder: Path) -> dict[str, Any]:
+    """The prompts of every step, in order; none comes twice."""
+    stage, work = job.stage, Preparation.of(job)
+    assert isinstance(stage, RLStage)
+    room = stage.sampling.max_new_tokens
+    records = work.fitting(work.load(stage.data), lambda r: len(encode_prompt(work.tokenizer, r["prompt"])) + room)
+    by_source = {ref: [r for r in records if r["source"] == ref] for ref in stage.data}
+    counts = {ref: len(members) for ref, members in by_source.items()}
+    order = sample_mixture(counts, stage.data, stage.steps * stage.prompts_per_step, job.config.seed)
+    for ref, needed in Counter(ref for ref, _ in order).items():
+        if needed > counts[ref]:
+            raise UserError(
+                f"{needed} prompts of {ref} are needed, it has {counts[ref]} of fitting length",
+                where=f"stages.{job.name}.data",
+                instead="add records or take fewer steps: online RL uses a prompt once",
+            )
+    return work.write(folder, [by_source[ref][index] for ref, index in order])
+
+
+def pair_length(tokenizer: PreTrainedTokenizerBase, stage: StageSection) -> Callable[[Record], int]:
+    """Length of a pair's longer document; a pair that does not fit one pack together counts as too long."""
+
+    def length(record: Record) -> int:
+        chosen, rejected = encode_pair(tokenizer, record)
+        together = len(chosen) + len(rejected)
+        return max(len(chosen), len(rejected)) if together <= stage.pack_length else stage.max_length + 1
+
+    return length
+
+
+def assistant(text: str) -> list[dict[str, str]]:
+    """A text as the assistant's turn."""
+    return [{"role": "assistant", "content": text}]
+
+
+def right_and_wrong(record: Record, answers: Sequence[Answer]) -> tuple[list[str], list[str]]:
+    """Distinct texts of finished answers that the verifier calls right, and of all that it does not, in order drawn."""
+    right: dict[str, None] = {}
+    wrong: dict[str, None] = {}
+    for answer in answers:
+        accepted = is_right(verify(as_sample(record, answer.text)))
+        if not accepted:
+            wrong[answer.text] = None
+        elif answer.finished:
+            right[answer.text] = None
+    return list(right), list(wrong)
+
+
+def _accepted(work: Preparation, records: Sequence[Record], sampling: SamplingSection) -> list[Record]:
+    accepted = []
+    for record, answers in work.sample(records, sampling, work.job.stage.max_length):
+        right, _ = right_and_wrong(record, answers)
+        kept = {name: value for name, value in record.items() if name not in ("completion", "train_on_all_answers")}
+        accepted += [{**kept, "completion": assistant(text)} for text in right]
+    work.counts["answers_accepted"] += len(accepted)
+    return accepted
+
+
+def _best_and_worst(work: Preparation, prompts: Sequence[Record], stage: DPOStage) -> list[Record]:
+    sampled = work.sample(prompts, stage.sampling, stage.max_length)
+    reward = build_reward(work.job, stage.reward)
+    flat = [as_sample(record, answer.text) for record, answers in sampled for answer in answers]
+    totals = iter([breakdown.total for breakdown in reward.score(flat)])
+    pairs = []
+    for record, answers in sampled:
+        scored = [(next(totals), answer) for answer in answers]
+        # Only an answer that the model ended itself may be preferred: training on it teaches where to stop.
+        best = max((pair for pair in scored if pair[1].finished), key=lambda pair: pair[0], default=None)
+        worst = min(scored, key=lambda pair: pair[0])
+        if best is None or best[0] - worst[0] < stage.min_margin or best[1].text == worst[1].text:
+            work.counts["margin_too_small"] += 1
+            continue
+        kept = {name: record[name] for name in record if name != "completion"}
+        pairs.append(
+            {**kept, "chosen": assistant(best[1].text), "rejected": assistant(worst[1].text), "margin": best[0] - worst[0]}
+        )
+    return pairs
+
+
+def _in_turn(records: Sequence[Record]) -> list[Record]:
+    """Records with those of the sources taking turns, each source in its order."""
+    place: Counter[str] = Counter()
+    keyed = []
+    for number, record in enumerate(records):
+        keyed.append((place[record["source"]], number))
+        place[record["source"]] += 1
+    return [records[number] for _, number in sorted(keyed)]

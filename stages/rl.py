@@ -1,0 +1,181 @@
+"""Online RL with verifiable rewards, synchronous: sample, score, one update.
+
+The loop is transformers' `Trainer`: TRL 1.16's AsyncGRPOTrainer refuses recurrent layers. A dataset item is one prompt; a
+training step samples from the weights as they are, so rollouts are a pure function of seed, step, weights and prompts.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from posttrain.config.schema import RLStage
+from posttrain.data.layout import SequenceLayout
+from posttrain.data.tokenizer import load_tokenizer
+from posttrain.model.loading import load_causal_lm
+from posttrain.model.modeling import MiniMaxText01ForCausalLM
+from posttrain.reward.types import RewardBreakdown, RewardModel
+from posttrain.reward.verifiers import is_right
+from posttrain.rollout.embedded import EmbeddedEngine
+from posttrain.rollout.noise import derive_seed
+from posttrain.stages import group
+from posttrain.stages.advantages import balance, group_advantages
+from posttrain.stages.devices import placed
+from posttrain.stages.files import read_records
+from posttrain.stages.job import StageJob
+from posttrain.stages.microbatches import MicroBatch, micro_batches
+from posttrain.stages.objectives import OBJECTIVES, PolicyBatch, sample_weights
+from posttrain.stages.rewards import build_reward
+from posttrain.stages.sampling import Answer, as_sample, draw, stream
+from posttrain.stages.trainer import StageTrainer
+
+Record = dict[str, Any]
+
+
+class RLStageTrainer(StageTrainer):
+    """One optimizer step a batch of prompts, with the stage's objective."""
+
+    section: RLStage
+
+    def __init__(
+        self,
+        job: StageJob,
+        model: MiniMaxText01ForCausalLM,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[Record],
+        reward: RewardModel,
+        reference: MiniMaxText01ForCausalLM | None,
+    ) -> None:
+        """Train `model` in place.
+
+        Args:
+            job, model, tokenizer: as in `StageTrainer`.
+            prompts: records of all steps, `prompts_per_step` for each.
+            reward: scores answers.
+            reference: model of the KL term, or None without one.
+        """
+        stage = job.stage
+        assert isinstance(stage, RLStage)
+        self.reward = reward
+        self.reference = reference
+        super().__init__(job, model, tokenizer, list(prompts), stage.prompts_per_step)
+
+    def count_items(self, batch: list[Record]) -> tuple[list[int], int]:
+        """Nothing is known before sampling."""
+        return [], 0
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Sample, score and accumulate the gradient of the step; the loss, times the number of ranks, is returned."""
+        answers = self._sample(model, inputs)
+        samples = [as_sample(record, a.text) for record, drawn in zip(inputs, answers, strict=True) for a in drawn]
+        breakdowns = self.reward.score(samples)
+        flat = [answer for drawn in answers for answer in drawn]
+        weights, advantages = self._credit(flat, breakdowns)
+        losses = []
+        batches = self._micro_batches(flat, weights, advantages)
+        for number, batch in enumerate(batches):
+            last = number == len(batches) - 1
+            self.accelerator.gradient_state._set_sync_gradients(last)
+            with nullcontext() if last or self.is_deepspeed_enabled else self.accelerator.no_sync(model):
+                loss = self._loss(model, batch) * self.args.world_size
+                self.accelerator.backward(loss, **({"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}))
+            losses.append(loss.detach())
+        return torch.stack(losses).sum()
+
+    def _sample(self, model: nn.Module, records: Sequence[Record]) -> list[list[Answer]]:
+        """Answers of this rank's prompts from the weights as they are."""
+        stage, step = self.section, self.state.global_step
+        first = group.rank() * len(records)
+        name = stream(self.job.name)
+        seeds = [(self.job.config.seed, name, step, first + number) for number in range(len(records))]
+        with _whole_model(self, model) as whole:
+            engine = EmbeddedEngine(whole, version=step)
+            return draw(engine, self.tokenizer, [record["prompt"] for record in records], stage.sampling, seeds)
+
+    def _credit(self, answers: Sequence[Answer], breakdowns: Sequence[RewardBreakdown]) -> tuple[list[float], list[float]]:
+        """Loss weight of a token, and advantage, of each of this rank's samples; both depend on the samples of all ranks."""
+        stage = self.section
+        own = [
+            (breakdown.total, is_right(breakdown.level("verifier")), len(answer.token_ids), len(answer.prompt_ids))
+            for answer, breakdown in zip(answers, breakdowns, strict=True)
+        ]
+        everywhere = group.gather(own)
+        samples = [sample for of_rank in everywhere for sample in of_rank]
+        rewards = [total for total, *_ in samples]
+        lengths = [length for _, _, length, _ in samples]
+        self.note("reward", sum(rewards) / len(samples))
+        self.note("accuracy", sum(right for _, right, _, _ in samples) / len(samples))
+        self.note("answer_length", sum(lengths) / len(samples))
+        self.trained_tokens += sum(lengths) + sum(prompt for *_, prompt in samples)
+        if stage.shuffle_rewards:
+            random.Random(derive_seed(self.job.config.seed, stream("shuffle"), self.state.global_step)).shuffle(rewards)
+        weights = sample_weights(stage.objective, lengths)
+        advantages = group_advantages(
+            torch.tensor(rewards, dtype=torch.float64), stage.sampling.samples_per_prompt, stage.scale_advantages
+        )
+        if stage.balance_advantages:
+            mass = torch.tensor([w * n for w, n in zip(weights, lengths, strict=True)], dtype=torch.float64)
+            advantages = balance(advantages, mass)
+        first = sum(len(of_rank) for of_rank in everywhere[: group.rank()])
+        mine = slice(first, first + len(own))
+        return weights[mine], advantages.tolist()[mine]
+
+    def _micro_batches(
+        self, answers: Sequence[Answer], weights: Sequence[float], advantages: Sequence[float]
+    ) -> list[MicroBatch]:
+        """This rank's micro-batches; every rank has equally many, because each takes part in every exchange of gradients."""
+        stage = self.section
+        # An advantage of zero gives no gradient, unless the KL term does.
+        taking_part = [i for i, advantage in enumerate(advantages) if advantage != 0 or self.reference is not None]
+        batches = micro_batches(answers, weights, advantages, taking_part, max(stage.pack_length, stage.max_length))
+        idle = MicroBatch.idle(answers[0])
+        return batches + [idle] * (max(group.gather(len(batches)) + [1]) - len(batches))
+
+    def _loss(self, model: nn.Module, batch: MicroBatch) -> torch.Tensor:
+        device = self.args.device
+        tokens = batch.tokens.to(device)
+        layout = SequenceLayout.from_lengths(batch.lengths, device)
+        output = model(tokens, layout=layout, return_token_logprobs=True, temperature=batch.temperature)
+        reference = None
+        if self.reference is not None:
+            with torch.no_grad():
+                reference = self.reference.token_logprobs(tokens, layout, batch.temperature)
+        policy = PolicyBatch(
+            output.token_logprobs, batch.old_logprobs.to(device), reference, batch.advantages.to(device), batch.mask.to(device)
+        )
+        losses = OBJECTIVES[self.section.objective](policy, self.section)
+        return (losses * batch.weights.to(device)).sum()
+
+
+def train_rl(job: StageJob, folder: Path) -> None:
+    """Train the stage and write its model into `folder`."""
+    stage = job.stage
+    assert isinstance(stage, RLStage)
+    init = job.inputs["init"]
+    reference = placed(load_causal_lm(init)).eval().requires_grad_(False) if stage.kl_coef else None
+    prompts = read_records(job.inputs["data"] / "records.jsonl")
+    reward = build_reward(job, stage.reward)
+    trainer = RLStageTrainer(job, load_causal_lm(init), load_tokenizer(init), prompts, reward, reference)
+    trainer.run()
+    trainer.save_final(folder)
+
+
+@contextmanager
+def _whole_model(trainer: RLStageTrainer, model: nn.Module) -> Iterator[MiniMaxText01ForCausalLM]:
+    """The model under its wrappers, in eval mode, with all parameters present (ZeRO-3 gathers them for the while)."""
+    from trl.models.utils import unwrap_model_for_generation
+
+    with unwrap_model_for_generation(model, trainer.accelerator) as whole:
+        training = whole.training
+        whole.eval()
+        try:
+            yield whole
+        finally:
+            whole.train(training)
