@@ -13,7 +13,7 @@ def faults(rows: Iterable[Mapping[str, Any]], stages: Iterable[str]) -> list[str
     """What is missing from a report's rows; empty when every stage ran and was scored.
 
     Args:
-        rows: objects with "stage", "seconds" and "heldout_accuracy", as the report prints them.
+        rows: objects with "stage", "seconds", and "heldout_accuracy" or, for a reward model, "pair_accuracy".
         stages: names that must be there.
     """
     by_stage = {row["stage"]: row for row in rows}
@@ -25,8 +25,8 @@ def faults(rows: Iterable[Mapping[str, Any]], stages: Iterable[str]) -> list[str
             continue
         if not isinstance(row.get("seconds"), int | float) or row["seconds"] <= 0:
             found.append(f"{stage}: no time, so it did not run")
-        accuracy = row.get("heldout_accuracy")
-        if not isinstance(accuracy, int | float) or not 0 <= accuracy <= 1:
+        scores = [row.get("heldout_accuracy"), row.get("pair_accuracy")]
+        if not any(isinstance(score, int | float) and 0 <= score <= 1 for score in scores):
             found.append(f"{stage}: no held-out accuracy")
     return found
 

@@ -1,7 +1,8 @@
 """Direct preference optimisation on packed pairs.
 
 Built on transformers' `Trainer`: TRL 1.16's DPOTrainer replaces the model's forward by its own head and forces
-`padding_free=False`, so a subclass would have to undo rather than add. Its loss is the oracle of the tests.
+`padding_free=False`, so a subclass would have to undo rather than add. Formats and the names `beta`, `chosen` and
+`rejected` are TRL's.
 """
 
 from __future__ import annotations

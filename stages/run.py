@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import posttrain.model.registration  # noqa: F401 (the Auto classes of tokenizers and peers learn the model)
 from posttrain.stages.base import make_base_model
 from posttrain.stages.evaluate import evaluate_stage
 from posttrain.stages.files import write_json

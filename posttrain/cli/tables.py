@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -14,10 +13,10 @@ from rich.text import Text
 if TYPE_CHECKING:
     from posttrain.cli.doctor import Finding
     from posttrain.pipeline.plan import Plan
+    from posttrain.pipeline.report import Row
 
 _COLOURS = {"ok": "green", "note": "yellow", "missing": "red"}
 _WIDE = 160
-_DIGITS = {"seconds": 1, "tokens_per_second": 0}  # digits after the point; others have three
 
 
 def console() -> Console:
@@ -45,25 +44,14 @@ def print_plan(plan: Plan) -> None:
     output.print(f"{left} of {len(plan.rows)} nodes to do; folder {plan.folder}", soft_wrap=True)
 
 
-def as_dict(row: Any) -> dict[str, Any]:
-    """A row of the report as a dict."""
-    return dataclasses.asdict(row)
+def print_report(rows: Sequence[Row]) -> None:
+    """A run's table: a row a stage."""
+    from posttrain.pipeline.report import COLUMNS, row_cells
 
-
-def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows with the same keys; numbers to the right, `-` for what is not there."""
-    keys = list(rows[0]) if rows else ["stage"]
-    numbers = [key for key in keys if any(isinstance(row[key], int | float) for row in rows)]
-    table = _table(*(key.replace("_", " ") for key in keys), numbers=[key.replace("_", " ") for key in numbers])
+    table = _table(*COLUMNS, numbers=COLUMNS[1:])
     for row in rows:
-        table.add_row(*(_cell(key, row[key]) for key in keys))
+        table.add_row(*row_cells(row))
     console().print(table)
-
-
-def _cell(key: str, value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,.{_DIGITS.get(key, 3)}f}" if isinstance(value, float) else str(value)
 
 
 def print_findings(findings: Sequence[Finding]) -> None:

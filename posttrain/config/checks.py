@@ -244,12 +244,13 @@ def _check_heldout(config: RunConfig, name: str, stage: RewardStage, at: Origins
                 where=at.where(("stages", name, "heldout", ref)),
                 instead="name another split",
             )
-        size, wanted = _size(config, ref), int(stage.heldout_pairs * weight / total)
+        share = weight / total
+        size, wanted = _size(config, ref), int(stage.heldout_pairs * share)
         if size is not None and size < wanted:
             raise UserError(
                 f"{stage.heldout_pairs} pairs take {wanted} from '{ref}', which has {size} records",
                 where=at.where(f"stages.{name}.heldout_pairs"),
-                instead=f"write at most {int(size * total / weight)}, or make the split larger",
+                instead=f"write at most {int(size / share)}, or make the split larger",
             )
 
 

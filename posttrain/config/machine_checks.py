@@ -49,7 +49,7 @@ def check_machine(config: RunConfig, at: Origins) -> None:
             if have and not have // resources.num_workers:
                 change = f"lower num_workers to at most {have // each}"
             raise UserError(
-                f"{resources.num_workers} workers of {each} ask for {wanted} {what}, this machine has {have}",
+                f"num_workers {resources.num_workers} times {each} asks for {wanted} {what}, this machine has {have}",
                 where=at.where(f"resources.{kind}_per_worker"),
                 instead=f"{change}, or give the address of a Ray cluster",
             )

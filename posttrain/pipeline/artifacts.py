@@ -55,14 +55,15 @@ class Artifact:
             UserError: a file is missing, changed or was added; names it.
         """
         folder = run_folder / self.path
+        again = "run again, the step is redone"
         present = hash_files(folder)
         for name in sorted(present.keys() | self.files.keys()):
             if name not in present:
-                raise UserError("file is missing", where=str(folder / name), instead="run again, the step is redone")
+                raise UserError("file is missing", where=str(folder / name), instead=again)
             if name not in self.files:
                 raise UserError("file does not belong to the artifact", where=str(folder / name), instead="remove it")
             if present[name] != self.files[name]:
-                raise UserError("file is damaged: its hash is not the recorded one", where=str(folder / name), instead="run again, the step is redone")
+                raise UserError("file is damaged: its hash is not the recorded one", where=str(folder / name), instead=again)
 
 
 def hash_files(folder: Path) -> dict[str, str]:

@@ -35,7 +35,9 @@ def explain_failure(error: BaseException, node: str, log: Path) -> Exception:
     for failure in failures.values():
         if _disk_is_full(failure, log):
             return UserError(
-                "no space left on the disk", where=f"stage '{node}': {log.parents[1]}", instead="free some and run again; finished steps are kept"
+                "no space left on the disk",
+                where=f"stage '{node}': {log.parents[1]}",
+                instead="free some and run again; finished steps are kept",
             )
     for rank, failure in failures.items():
         if _was_killed(failure):

@@ -22,7 +22,19 @@ from posttrain.pipeline.graph import FOLDERS, Node
 
 State = Literal["pending", "running", "done", "failed", "skipped"]
 
-LIBRARIES = ("torch", "transformers", "trl", "accelerate", "deepspeed", "ray", "datasets", "tokenizers", "safetensors", "reasoning-gym", "numpy")
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "trl",
+    "accelerate",
+    "deepspeed",
+    "ray",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "reasoning-gym",
+    "numpy",
+)
 
 WORKER_DEADLINE = 30.0
 """Seconds that workers of a killed run have to notice that it is gone."""
@@ -43,7 +55,9 @@ class RunFolder:
         """The folder of a run that was started before; UserError when it is not one."""
         folder = cls(path)
         if not folder.manifest_path.is_file():
-            raise UserError("is not the folder of a run (no manifest.json)", where=str(path), instead="give OUTPUT_DIR/NAME of a started run")
+            raise UserError(
+                "is not the folder of a run (no manifest.json)", where=str(path), instead="give OUTPUT_DIR/NAME of a started run"
+            )
         return folder
 
     @property
@@ -104,7 +118,9 @@ class RunFolder:
                 lock.seek(0)
                 owner = lock.read().strip() or "unknown"
                 raise UserError(
-                    f"another process (pid {owner}) runs on this folder", where=str(self.path), instead="wait for it, or give another name="
+                    f"another process (pid {owner}) runs on this folder",
+                    where=str(self.path),
+                    instead="wait for it, or give another name=",
                 ) from error
             lock.truncate(0)
             lock.write(str(os.getpid()))
@@ -123,7 +139,9 @@ class RunFolder:
                 except BlockingIOError as error:
                     if time.monotonic() > deadline:
                         raise UserError(
-                            "workers of an earlier run still write to this folder", where=str(self.path), instead="end them (`ray stop`)"
+                            "workers of an earlier run still write to this folder",
+                            where=str(self.path),
+                            instead="end them (`ray stop`)",
                         ) from error
                     time.sleep(0.2)
 
@@ -156,7 +174,14 @@ class RunFolder:
             }
             for node in graph.values()
         }
-        manifest = {"name": name, "seed": seed, "written": time.time(), "nodes": nodes, "versions": versions(), "git_commit": git_commit()}
+        manifest = {
+            "name": name,
+            "seed": seed,
+            "written": time.time(),
+            "nodes": nodes,
+            "versions": versions(),
+            "git_commit": git_commit(),
+        }
         write_json_atomically(self.manifest_path, manifest)
 
 

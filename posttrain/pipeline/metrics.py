@@ -16,7 +16,10 @@ RESTART = "restart"
 
 @dataclass
 class StageMetrics:
-    """What a stage has logged: name -> step -> value. `first` and `last` are the times of its records in seconds since the epoch."""
+    """What a stage has logged: name -> step -> value.
+
+    `step` is the last one logged, `first` and `last` are the times of the first and last record, seconds since the epoch.
+    """
 
     series: dict[str, dict[int, float]] = field(default_factory=dict)
     step: int = 0

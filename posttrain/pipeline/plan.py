@@ -81,7 +81,8 @@ def select(config: RunConfig, *, until: str | None = None, only: str | None = No
     if last is not None:
         _require_stage(config, last)
         wanted = ancestors(graph, nodes_of(graph, last))
-        wanted |= {f"{graph[name].stage}.eval" for name in wanted if graph[name].step in ("train", "make_base")} if only is None else set()
+        if only is None:
+            wanted |= {f"{name}.eval" for name in wanted if graph[name].kind == "model"}
     forced: set[str] = set()
     if from_stage is not None:
         _require_stage(config, from_stage)
@@ -99,7 +100,10 @@ def _require_stage(config: RunConfig, name: str) -> None:
 
 
 def plan(config: RunConfig, *, until: str | None = None, only: str | None = None, from_stage: str | None = None) -> Plan:
-    """What `run` with the same arguments would do. Files of artifacts are not hashed here; `run` does that before it uses them."""
+    """What `run` with the same arguments would do.
+
+    Files of artifacts are not hashed here; `run` does that before it uses them.
+    """
     selection = select(config, until=until, only=only, from_stage=from_stage)
     folder = RunFolder(Path(config.output_dir) / config.name)
     code = code_hash()

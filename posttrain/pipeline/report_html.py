@@ -14,26 +14,45 @@ from posttrain.pipeline.report import COLUMNS, RunRecords, make_table, row_cells
 CURVES = (("reward", "reward"), ("accuracy", "share of right samples"), ("loss", "loss"))
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #1d2733; --soft: #5c6b7a; --line: #d5dde5; --paper: #ffffff; --panel: #f5f7fa;
-  --accent: #2468b2; --good: #2e8555; --bad: #b93a32; --warn: #b07a1e; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e9ef; --soft: #9aa8b6; --line: #36424e; --paper: #14191f; --panel: #1c242c;
-  --accent: #6aa8ec; --good: #5fba87; --bad: #e5786f; --warn: #dcab58; } }
+:root {
+  color-scheme: light dark; --ink: #1d2733; --soft: #5c6b7a; --line: #d5dde5; --paper: #ffffff; --panel: #f5f7fa;
+  --accent: #2468b2; --good: #2e8555; --bad: #b93a32; --warn: #b07a1e;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --ink: #e4e9ef; --soft: #9aa8b6; --line: #36424e; --paper: #14191f; --panel: #1c242c;
+    --accent: #6aa8ec; --good: #5fba87; --bad: #e5786f; --warn: #dcab58;
+  }
+}
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1080px; margin: 2rem auto;
   padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin-top: 2.2rem; } h3 { font-size: .95rem; margin: .2rem 0; }
+h1 { font-size: 1.5rem; margin-bottom: 0; }
+h2 { font-size: 1.1rem; margin-top: 2.2rem; }
+h3 { font-size: .95rem; margin: .2rem 0; }
 p.soft, figcaption { color: var(--soft); margin-top: .2rem; }
-table { border-collapse: collapse; width: 100%; } th, td { text-align: left; padding: .35rem .7rem; border-bottom: 1px solid var(--line);
-  vertical-align: top; } td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
-.wide { overflow-x: auto; } .curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 1rem; }
+table { border-collapse: collapse; width: 100%; }
+th, td { text-align: left; padding: .35rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top; }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+.wide { overflow-x: auto; }
+.curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 1rem; }
 figure { margin: 0; background: var(--panel); border-radius: 8px; padding: .7rem; }
-pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; font: 13px/1.4 ui-monospace, monospace; max-height: 12em; overflow: auto; }
-svg { width: 100%; height: auto; display: block; } svg text { fill: var(--soft); font: 11px system-ui, sans-serif; }
-svg .name { fill: var(--ink); font-weight: 600; font-size: 12px; } svg .grid { stroke: var(--line); }
-svg .curve { fill: none; stroke: var(--accent); stroke-width: 1.8; } svg .bar { fill: var(--accent); } svg .track { fill: var(--line); }
+pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; font: 13px/1.4 ui-monospace, monospace; max-height: 12em;
+  overflow: auto; }
+svg { width: 100%; height: auto; display: block; }
+svg text { fill: var(--soft); font: 11px system-ui, sans-serif; }
+svg .name { fill: var(--ink); font-weight: 600; font-size: 12px; }
+svg .grid { stroke: var(--line); }
+svg .curve { fill: none; stroke: var(--accent); stroke-width: 1.8; }
+svg .bar { fill: var(--accent); }
+svg .track { fill: var(--line); }
 svg .edge { fill: none; stroke: var(--soft); stroke-width: 1.2; }
-svg .node rect { fill: var(--panel); stroke: var(--line); stroke-width: 1.5; } svg .done rect { stroke: var(--good); }
-svg .failed rect { stroke: var(--bad); } svg .running rect { stroke: var(--accent); } svg .skipped rect { stroke: var(--warn); }
-.right { color: var(--good); } .wrong { color: var(--bad); }
+svg .node rect { fill: var(--panel); stroke: var(--line); stroke-width: 1.5; }
+svg .done rect { stroke: var(--good); }
+svg .failed rect { stroke: var(--bad); }
+svg .running rect { stroke: var(--accent); }
+svg .skipped rect { stroke: var(--warn); }
+.right { color: var(--good); }
+.wrong { color: var(--bad); }
 """
 
 
@@ -45,13 +64,14 @@ def page(records: RunRecords) -> str:
     parts = [
         f"<h1>{escape(title)}</h1><p class='soft'>seed {manifest['seed']}, last change {written}</p>",
         _section("Results", _table(records)),
-        _section("Stages", f"<div class='wide'>{_graph(records)}</div><p class='soft'>Time is preparation and training together.</p>"),
+        _section("Stages", f"<div class='wide'>{_graph(records)}</div><p class='soft'>Times include preparation.</p>"),
         _section("Held-out accuracy after each stage", _accuracies(records)),
         _section("Curves", _curves(records)),
         _section("Answers before and after", _answers(records)),
         _section("Made with", _versions(manifest)),
     ]
-    head = f"<meta charset='utf-8'><meta name='viewport' content='width=device-width, initial-scale=1'><title>{escape(title)}</title>"
+    meta = "<meta charset='utf-8'><meta name='viewport' content='width=device-width, initial-scale=1'>"
+    head = f"{meta}<title>{escape(title)}</title>"
     return f"<!doctype html>\n<html lang='en'><head>{head}<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
 
 
@@ -78,8 +98,12 @@ def _graph(records: RunRecords) -> str:
     parents = {stage: _parents(nodes, stage) for stage in records.stages}
     states = {stage: _state(nodes, stage) for stage in records.stages}
     times = {row.stage: row.seconds for row in make_table(records)}
-    notes = {stage: states[stage] if times[stage] is None else f"{states[stage]}, {format_seconds(times[stage] or 0.0)}" for stage in parents}
+    notes = {stage: _note(states[stage], times[stage]) for stage in parents}
     return svg.graph_chart(parents, states, notes)
+
+
+def _note(state: str, seconds: float | None) -> str:
+    return state if seconds is None else f"{state}, {format_seconds(seconds)}"
 
 
 def _parents(nodes: dict[str, Any], stage: str) -> list[str]:
@@ -108,7 +132,8 @@ def _curves(records: RunRecords) -> str:
             points: Sequence[tuple[float, float]] = metrics.points(name) if metrics is not None else []
             if points:
                 chart = svg.line_chart(points, f"{label} of {stage} by step")
-                figures.append(f"<figure><h3>{escape(stage)}</h3>{chart}<figcaption>{escape(label)} by step</figcaption></figure>")
+                caption = f"<figcaption>{escape(label)} by step</figcaption>"
+                figures.append(f"<figure><h3>{escape(stage)}</h3>{chart}{caption}</figure>")
     return f"<div class='curves'>{''.join(figures)}</div>" if figures else ""
 
 
@@ -132,7 +157,8 @@ def _answers(records: RunRecords) -> str:
 def _answer(sample: dict[str, Any] | None) -> str:
     if sample is None:
         return "-"
-    return f"<span class='{'right' if sample['right'] else 'wrong'}'>{'right' if sample['right'] else 'wrong'}</span>{_text(sample['answer'])}"
+    verdict = "right" if sample["right"] else "wrong"
+    return f"<span class='{verdict}'>{verdict}</span>{_text(sample['answer'])}"
 
 
 def _text(text: object) -> str:
@@ -141,4 +167,5 @@ def _text(text: object) -> str:
 
 def _versions(manifest: dict[str, Any]) -> str:
     found = {**manifest["versions"], "commit": manifest["git_commit"] or "not from a checkout"}
-    return "<table>" + "".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in found.items()) + "</table>"
+    rows = "".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in found.items())
+    return f"<table>{rows}</table>"

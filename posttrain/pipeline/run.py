@@ -245,7 +245,7 @@ class Execution:
         metrics = read_stages(self.folder.metrics_path).get(stage)
         trained = metrics.latest("train_seconds") if metrics is not None else None
         if trained is None:
-            raise UserError(f"stage '{stage}' has logged no train_seconds to match", where=str(self.folder.metrics_path), instead=f"use --from {stage}")
+            raise UserError(f"stage '{stage}' has logged no train_seconds to match", instead=f"run with --from {stage}")
         return trained
 
     def _key_path(self, node: Node) -> Path:

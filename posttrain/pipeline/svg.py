@@ -23,10 +23,11 @@ def line_chart(points: Sequence[tuple[float, float]], label: str) -> str:
         return f"{across:.1f},{down:.1f}"
 
     path = " ".join(place(x, y) for x, y in points)
+    heights = [(value, TOP + (y_high - value) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)) for value in ticks(y_low, y_high)]
     grid = "".join(
-        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{_down(value, y_low, y_high)}" y2="{_down(value, y_low, y_high)}"/>'
-        f'<text x="{LEFT - 6}" y="{_down(value, y_low, y_high) + 4:.1f}" text-anchor="end">{_number(value)}</text>'
-        for value in ticks(y_low, y_high)
+        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>'
+        f'<text x="{LEFT - 6}" y="{height + 4:.1f}" text-anchor="end">{_number(value)}</text>'
+        for value, height in heights
     )
     steps = "".join(
         f'<text x="{place(value, y_low).split(",")[0]}" y="{HEIGHT - 8}" text-anchor="middle">{_number(value)}</text>'
@@ -72,18 +73,21 @@ def graph_chart(parents: Mapping[str, Sequence[str]], states: Mapping[str, str],
         places[name] = (8 + column * (box_width + gap_x), 8 + row * (box_height + gap_y))
     width = 16 + (max(columns.values(), default=0) + 1) * (box_width + gap_x) - gap_x
     height = 16 + max(rows.values(), default=1) * (box_height + gap_y) - gap_y
+    middle = box_height / 2
     edges = "".join(
-        _edge(places[parent][0] + box_width, places[parent][1] + box_height / 2, places[name][0], places[name][1] + box_height / 2)
+        _edge(places[parent][0] + box_width, places[parent][1] + middle, places[name][0], places[name][1] + middle)
         for name, above in parents.items()
         for parent in above
     )
     boxes = "".join(
-        f'<g class="node {escape(states[name], quote=True)}"><rect x="{x}" y="{y}" width="{box_width}" height="{box_height}" rx="6"/>'
+        f'<g class="node {escape(states[name], quote=True)}">'
+        f'<rect x="{x}" y="{y}" width="{box_width}" height="{box_height}" rx="6"/>'
         f'<text x="{x + 10}" y="{y + 18}" class="name">{escape(name)}</text>'
         f'<text x="{x + 10}" y="{y + 35}">{escape(notes[name])}</text></g>'
         for name, (x, y) in places.items()
     )
-    return f'<svg viewBox="0 0 {width} {height}" style="min-width:{width}px" role="img" aria-label="stage graph">{edges}{boxes}</svg>'
+    head = f'<svg viewBox="0 0 {width} {height}" style="min-width:{width}px" role="img" aria-label="stage graph">'
+    return f"{head}{edges}{boxes}</svg>"
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
@@ -112,10 +116,6 @@ def _span(values: Sequence[float]) -> tuple[float, float]:
         return low, high
     margin = abs(low) * 0.1 or 1.0
     return low - margin, high + margin
-
-
-def _down(value: float, low: float, high: float) -> float:
-    return round(TOP + (high - value) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
 
 
 def _number(value: float) -> str:

@@ -101,7 +101,7 @@ def test_an_error_names_the_file_that_wrote_the_key(tmp_path: Path, capsys: pyte
 def test_more_gpus_than_there_are_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_valid(tmp_path)
     line = refused(capsys, "plan", str(path), "resources.gpus_per_worker=1")
-    assert "resources.gpus_per_worker: 1 workers of 1 ask for 1 GPUs, this machine has 0; write 0" in line
+    assert "resources.gpus_per_worker: num_workers 1 times 1 asks for 1 GPUs, this machine has 0; write 0" in line
 
 
 def test_a_checkpoint_folder_must_have_its_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,7 +77,10 @@ def _misbehave(job: StageJob, control: dict, rank: int) -> None:
 
 
 def _digest(job: StageJob) -> str:
-    content = [(role, [path.read_text() for path in sorted(folder.iterdir()) if path.name != "artifact.json"]) for role, folder in sorted(job.inputs.items())]
+    content = [
+        (role, [path.read_text() for path in sorted(folder.iterdir()) if path.name != "artifact.json"])
+        for role, folder in sorted(job.inputs.items())
+    ]
     stage = job.config.stages.get(job.name)
     return hashlib.sha256(repr((job.config.seed, stage, content)).encode()).hexdigest()
 
@@ -91,4 +94,6 @@ def _log(job: StageJob, values: dict[str, float]) -> None:
     with job.metrics_path.open("a") as file:
         for step in (1, 2):
             for name, value in {"loss": 1.0 / step, **(values if step == 2 else {})}.items():
-                file.write(json.dumps({"step": step, "stage": job.name, "name": name, "value": value, "time": time.time()}) + "\n")
+                file.write(
+                    json.dumps({"step": step, "stage": job.name, "name": name, "value": value, "time": time.time()}) + "\n"
+                )

@@ -16,6 +16,11 @@ def test_a_complete_run_has_no_faults() -> None:
     assert faults(DONE, ["base", "sft"]) == []
 
 
+def test_a_reward_model_is_scored_on_pairs() -> None:
+    row = {"stage": "reward", "seconds": 9.0, "heldout_accuracy": None, "pair_accuracy": 0.9}
+    assert faults([*DONE, row], ["reward"]) == []
+
+
 def test_a_missing_stage_is_named() -> None:
     assert faults(DONE, ["base", "sft", "rl"]) == ["rl: not in the report"]
 

@@ -7,7 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from posttrain.config.schema import RunConfig
+from posttrain.data.tokenizer import load_tokenizer
+from posttrain.model.loading import load_reward_model, save_model
 from posttrain.stages import run
 from posttrain.stages.job import StageJob
 
@@ -28,6 +32,9 @@ SFT |= {"optim": OPTIM, "save_steps": 2, "keep_checkpoints": 2, "logging_steps":
 SAMPLING = {"samples_per_prompt": 4, "temperatures": [1.0], "max_new_tokens": 4}
 RL = {"kind": "rl", "data": {"sums/rl": 1.0}, "steps": 4, "max_length": 64, "pack_length": 256, "prompts_per_step": 4}
 RL |= {"optim": OPTIM, "save_steps": 2, "keep_checkpoints": 2, "logging_steps": 1, "sampling": SAMPLING}
+# An untrained model answers nothing rightly; the judge (a random head) tells its answers apart all the same.
+RL |= {"reward": {"model": "judge", "learned_weight": 0.4}}
+REWARD = {**SFT, "kind": "reward", "heldout": {"sums/rl": 1.0}, "heldout_pairs": 10, "sampling": SAMPLING, "steps": 4}
 DPO = {**SFT, "kind": "dpo", "data": {"pairs/train": 1.0}, "steps": 4}
 
 
@@ -58,13 +65,22 @@ def make_job(folder: Path, stage: Mapping[str, Any], *, name: str = "stage", **r
             "sources": write_sources(folder),
             "eval": {"source": "sums/test", "num_prompts": 8, "max_new_tokens": 4},
             "resources": resources,
-            "stages": {name: stage},
+            "stages": {"judge": REWARD, name: stage},
         }
     )
     base, data = folder / "base", folder / "data"
-    inputs = {"init": base, "data": data, "model": folder / "model"}
+    inputs = {"init": base, "data": data, "model": folder / "model", "reward": folder / "judge"}
     job = StageJob(name, config, folder / "stages" / name, inputs, folder / "metrics.jsonl")
     if not (base / "model.safetensors").exists():
         run.make_base(StageJob("base", config, folder / "stages" / "base", {}, folder / "metrics.jsonl"), base)
+        make_judge(base, folder / "judge")
         run.prepare(job, data)
     return job
+
+
+def make_judge(base: Path, folder: Path) -> None:
+    """A reward model with a random head, seeded."""
+    model = load_reward_model(base, from_causal_lm=True)
+    with torch.no_grad():
+        model.score.weight.normal_(0.0, 0.5, generator=torch.Generator().manual_seed(3))
+    save_model(model, load_tokenizer(base), folder)

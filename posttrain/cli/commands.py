@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,9 +67,9 @@ def plan_command(config: ConfigPath, overrides: Overrides = None, until: Until =
 def run_command(config: ConfigPath, overrides: Overrides = None, until: Until = None, from_stage: From = None) -> None:
     """Run the stages that are not done yet."""
     loaded = _load(config, overrides, until, from_stage)
-    from posttrain.pipeline.run import run
+    from posttrain.pipeline.run import run as execute
 
-    folder = run(loaded, until=until, from_stage=from_stage, console=tables.console())
+    folder = execute(loaded, until=until, from_stage=from_stage, console=tables.console())
     typer.echo(f"done; see `posttrain report {_short(folder.path)}`")
 
 
@@ -104,16 +103,14 @@ def report_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON, and nothing else.")] = False,
 ) -> None:
     """Print a run's table and write its report.html."""
-    from posttrain.pipeline.folder import RunFolder
-    from posttrain.pipeline.report import table, write_html
+    from posttrain.pipeline.report import table, table_json, write_html
 
-    folder = RunFolder.existing(run)
-    rows = [tables.as_dict(row) for row in table(folder)]
+    rows = table(run)
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        typer.echo(table_json(rows))
         return
-    tables.print_rows(rows)
-    typer.echo(f"report: {_short(write_html(folder))}")
+    tables.print_report(rows)
+    typer.echo(f"report: {_short(write_html(run))}")
 
 
 @app.command("explain")
@@ -152,10 +149,10 @@ def _run_kind(kind: str, path: Path, overrides: list[str] | None, stage: str | N
     config = load_config(path, overrides or ())
     names = stages_of_kind(config, kind, stage, str(path))
     require_done(config, names, [str(path), *(overrides or ())])
-    from posttrain.pipeline.run import run
+    from posttrain.pipeline.run import run as execute
 
     for name in names:
-        folder = run(config, only=name, console=tables.console())
+        folder = execute(config, only=name, console=tables.console())
     typer.echo(f"done: {', '.join(names)}; see `posttrain report {_short(folder.path)}`")
 
 
@@ -164,11 +161,11 @@ def _short(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line.
+def run(arguments: Sequence[str]) -> int:
+    """Run a command line.
 
     Args:
-        arguments: words after the program's name; None takes them from the process.
+        arguments: words after the program's name.
 
     Returns:
         Exit status: 0; 1 for something missing that `doctor` found; 2 for a mistake of the user or a fault of the machine,
@@ -177,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         Exception: with --debug every error, else programming errors alone.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = list(arguments)
     debug = "--debug" in words
     if debug:  # understood at any place; typer knows it only before the command
         words = ["--debug", *(word for word in words if word != "--debug")]
@@ -190,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug or line is None:
             raise
         print(line, file=sys.stderr)
-        return 2
+        return 130 if isinstance(error.__cause__, KeyboardInterrupt) else 2
     if status == 130:
         print(_INTERRUPTED, file=sys.stderr)
     return status if isinstance(status, int) else 0

@@ -1,0 +1,152 @@
+"""Data of stages: what is sampled, kept, dropped and refused. A scripted engine stands for the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from posttrain.config.errors import UserError
+from posttrain.data.tokenizer import load_tokenizer
+from posttrain.rollout.types import LogprobSemantics, RolloutEngine, RolloutOutput, RolloutRequest, WeightSource
+from posttrain.stages import prepare, run
+from posttrain.stages.files import read_json, read_records
+from posttrain.stages.job import StageJob
+from posttrain.stages.sampling import FOREIGN, answer_text
+from tests.stages.tasks import DPO, REWARD, RL, SAMPLING, SFT, make_job
+
+Script = Callable[[str, int], str]
+
+
+def scripted(job: StageJob, script: Script, finish: bool = True) -> Callable[..., RolloutEngine]:
+    """An engine whose sample n to the prompt "a+b" is `script("a+b", n)`."""
+    tokenizer = load_tokenizer(job.inputs["init"])
+
+    class Engine:
+        logprob_semantics: LogprobSemantics = "processed"
+        weight_version = 0
+
+        def __init__(self, *_: Any, **__: Any) -> None: ...
+
+        def generate(self, requests: Sequence[RolloutRequest]) -> list[RolloutOutput]:
+            outputs = []
+            for request in requests:
+                question = str(tokenizer.decode(list(request.prompt_ids))).split("name=user\n")[1].split("<")[0].split("\n")[0]
+                ids = tokenizer(script(question, int(request.request_id.split("-")[1])), add_special_tokens=False)["input_ids"]
+                tokens = (*ids, tokenizer.eos_token_id) if finish else tuple(ids)
+                count = len(tokens)
+                outputs.append(
+                    RolloutOutput(request.request_id, tokens, (0.0,) * count, (0,) * count, "stop" if finish else "length")
+                )
+            return outputs
+
+        def update_weights(self, source: WeightSource) -> None: ...
+        def cancel(self, request_ids: Iterable[str]) -> None: ...
+        def close(self) -> None: ...
+
+    return Engine
+
+
+def solve(question: str) -> int:
+    first, second = question.split("+")
+    return int(first) + int(second)
+
+
+def prepared(
+    tmp_path: Path, stage: dict[str, Any], script: Script, monkeypatch: pytest.MonkeyPatch, finish: bool = True
+) -> tuple[list[dict[str, Any]], dict[str, Any], Path]:
+    job = make_job(tmp_path / "made", SFT if stage["kind"] != "rl" else RL)
+    job = StageJob(job.name, _with(job, stage), job.folder, job.inputs, job.metrics_path)
+    monkeypatch.setattr(prepare, "EmbeddedEngine", scripted(job, script, finish))
+    folder = tmp_path / "prepared"
+    run.prepare(job, folder)
+    return read_records(folder / "records.jsonl"), read_json(folder / "stats.json"), folder
+
+
+def _with(job: StageJob, stage: dict[str, Any]) -> Any:
+    return type(job.config).model_validate({**job.config.model_dump(), "stages": {job.name: stage}})
+
+
+def test_rejection_sampling_keeps_distinct_right_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = {**SFT, "sampling": {**SAMPLING, "num_prompts": 10}, "demonstrations": False}
+    answers = ["{0}", "{0}", " {0}", "no"]
+    records, stats, _ = prepared(tmp_path, stage, lambda q, n: answers[n].format(solve(q)), monkeypatch)
+    assert len(records) == 20, "two distinct right texts of each of ten prompts"
+    assert all(record["completion"][0]["content"].strip() == record["answer"] for record in records)
+    assert stats["prompts_sampled"] == 10 and stats["answers_drawn"] == 40 and stats["answers_accepted"] == 20
+    assert stats["seconds"] > 0
+
+
+def test_an_answer_that_was_cut_off_is_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = {**SFT, "sampling": SAMPLING}
+    records, stats, _ = prepared(tmp_path, stage, lambda q, _: str(solve(q)), monkeypatch, finish=False)
+    assert len(records) == 60 and stats["answers_accepted"] == 0
+
+
+def test_nothing_left_to_train_on_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = {**SFT, "sampling": SAMPLING, "demonstrations": False}
+    with pytest.raises(UserError, match="no usable records of sums/train .*answers_accepted 0"):
+        prepared(tmp_path, stage, lambda *_: "no", monkeypatch)
+
+
+def test_documents_of_unfitting_length_are_dropped_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    everything, _, _ = prepared(tmp_path / "all", SFT, lambda *_: "", monkeypatch)
+    with pytest.raises(UserError, match="too_long 60"):
+        prepared(tmp_path / "none", {**SFT, "max_length": 3}, lambda *_: "", monkeypatch)
+    assert len(everything) == 60
+
+
+def test_preference_pairs_are_best_against_worst(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = {**DPO, "data": {"sums/train": 1.0}, "sampling": SAMPLING}
+
+    def script(question: str, number: int) -> str:
+        if solve(question) % 2:
+            return "no"  # all alike: no pair
+        return [str(solve(question)), "x", "y", "z"][number]
+
+    records, stats, _ = prepared(tmp_path, stage, script, monkeypatch)
+    assert len(records) + stats["margin_too_small"] == 60
+    for record in records:
+        assert record["chosen"][0]["content"] == record["answer"] and record["rejected"][0]["content"] == "x"
+        assert record["margin"] == 1.0 and "completion" not in record
+
+
+def test_reward_pairs_set_right_against_wrong_and_borrow_a_neighbours_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def script(question: str, number: int) -> str:
+        return str(solve(question)) if solve(question) > 9 else ["a", "b", "a", str(solve(question))][number]
+
+    records, stats, folder = prepared(tmp_path, REWARD, script, monkeypatch)
+    easy = [record for record in records if int(record["answer"]) > 9]
+    hard = [record for record in records if int(record["answer"]) <= 9]
+    assert all(record["chosen"][0]["content"] == record["answer"] != record["rejected"][0]["content"] for record in records)
+    assert all(record["rejected"][0]["content"].isdigit() for record in easy) and stats["answers_of_neighbours"] == len(easy)
+    assert {record["rejected"][0]["content"] for record in hard} == {"a", "b"}
+    heldout = read_records(folder / "heldout.jsonl")
+    prompts = [record["prompt"][0]["content"] for record in heldout]
+    assert len(heldout) == 10 == len(set(prompts))
+    assert not set(prompts) & {record["prompt"][0]["content"] for record in records}
+
+
+def test_too_few_heldout_pairs_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="24 held-out pairs could be made, 30 are asked for"):
+        prepared(tmp_path, {**REWARD, "heldout_pairs": 30}, lambda q, n: str(n), monkeypatch)
+
+
+def test_rl_prompts_come_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records, _, _ = prepared(tmp_path / "few", RL, lambda *_: "", monkeypatch)
+    prompts = [record["prompt"][0]["content"] for record in records]
+    assert len(prompts) == 16 == len(set(prompts))
+    with pytest.raises(UserError, match="28 prompts of sums/rl are needed, it has 24"):
+        prepared(tmp_path / "many", {**RL, "steps": 7}, lambda *_: "", monkeypatch)
+
+
+def test_a_special_token_inside_an_answer_is_shown(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(make_job(tmp_path, SFT).inputs["init"])
+    (seven,) = tokenizer("7", add_special_tokens=False)["input_ids"]
+    assert answer_text(tokenizer, [seven, tokenizer.eos_token_id]) == "7"
+    assert answer_text(tokenizer, [tokenizer.bos_token_id, seven, tokenizer.eos_token_id]) == FOREIGN + "7"
+    assert answer_text(tokenizer, []) == ""

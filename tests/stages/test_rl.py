@@ -1,0 +1,166 @@
+"""Online RL: what a step depends on, and that its gradient is the objective's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from posttrain.data.layout import SequenceLayout
+from posttrain.data.tokenizer import load_tokenizer
+from posttrain.model.loading import load_causal_lm
+from posttrain.reward.types import LevelScore, RewardBreakdown, Sample
+from posttrain.stages import run
+from posttrain.stages.advantages import balance, group_advantages
+from posttrain.stages.files import read_records
+from posttrain.stages.job import StageJob
+from posttrain.stages.metrics import read_metrics
+from posttrain.stages.microbatches import micro_batches
+from posttrain.stages.objectives import sample_weights
+from posttrain.stages.rl import RLStageTrainer
+from posttrain.stages.sampling import Answer
+from tests.stages.crash import differing
+from tests.stages.tasks import RL, make_job
+
+
+class ByText:
+    """A reward that is a function of the answer's characters, the same on every machine."""
+
+    def score(self, samples: list[Sample]) -> list[RewardBreakdown]:
+        return [self._one(sum(sample.answer.encode()) % 7 / 6) for sample in samples]
+
+    def _one(self, total: float) -> RewardBreakdown:
+        return RewardBreakdown(total, (LevelScore("verifier", total, 1.0, total),))
+
+
+def trainer_of(job: StageJob, reference: bool = False) -> RLStageTrainer:
+    init = job.inputs["init"]
+    prompts = read_records(job.inputs["data"] / "records.jsonl")
+    frozen = load_causal_lm(init) if reference else None
+    return RLStageTrainer(job, load_causal_lm(init), load_tokenizer(init), prompts, ByText(), frozen)
+
+
+def values(job: StageJob, name: str) -> list[float]:
+    return [record["value"] for record in read_metrics(job.metrics_path) if record["name"] == name]
+
+
+def test_rollouts_are_a_function_of_seed_step_and_weights(tmp_path: Path) -> None:
+    job = make_job(tmp_path, RL)
+    trainer, other = trainer_of(job), trainer_of(job)
+    records = trainer.train_dataset[:4]
+    torch.manual_seed(5)
+    first = trainer._sample(trainer.model, records)
+    torch.manual_seed(6)
+    assert other._sample(other.model, records) == first
+    other.state.global_step = 1
+    assert other._sample(other.model, records) != first
+    texts = {answer.text for answers in first for answer in answers}
+    assert len(texts) > 12, "samples of a group differ"
+
+
+def test_old_logprobs_are_those_the_model_gives(tmp_path: Path) -> None:
+    job = make_job(tmp_path, {**RL, "sampling": {**RL["sampling"], "temperatures": [1.0, 0.7]}})
+    trainer = trainer_of(job)
+    flat = [answer for answers in trainer._sample(trainer.model, trainer.train_dataset[:4]) for answer in answers]
+    batches = micro_batches(flat, [1.0] * 16, [1.0] * 16, range(16), 128)
+    assert len({batch.temperature for batch in batches}) == 2
+    for batch in batches:
+        assert batch.tokens.shape[1] <= 128
+        layout = SequenceLayout.from_lengths(batch.lengths)
+        with torch.no_grad():
+            new = trainer.model.token_logprobs(batch.tokens, layout, batch.temperature)
+        assert ((new - batch.old_logprobs) * batch.mask).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("pack_length", [64, 1024])
+@pytest.mark.parametrize("objective", ["minimax01", "grpo", "cispo"])
+def test_the_step_gradient_is_the_policy_gradient_however_it_is_split(tmp_path: Path, objective: str, pack_length: int) -> None:
+    job = make_job(tmp_path, {**RL, "objective": objective, "pack_length": pack_length})
+    trainer = trainer_of(job)
+    trainer.create_optimizer_and_scheduler(4)
+    records = trainer.train_dataset[:4]
+    trainer.training_step(trainer.model, records)
+    found = {name: p.grad.clone() for name, p in trainer.model.named_parameters()}
+
+    trainer.model.zero_grad()
+    answers = [answer for of in trainer._sample(trainer.model, records) for answer in of]
+    rewards = torch.tensor([b.total for b in ByText().score([Sample([], a.text, {}) for a in answers])], dtype=torch.float64)
+    lengths = [len(answer.token_ids) for answer in answers]
+    weights = sample_weights(objective, lengths)
+    mass = torch.tensor(weights, dtype=torch.float64) * torch.tensor(lengths)
+    advantages = balance(group_advantages(rewards, 4, False), mass)
+    loss = torch.tensor(0.0)
+    for answer, weight, advantage in zip(answers, weights, advantages.tolist(), strict=True):
+        ids = torch.tensor([[*answer.prompt_ids, *answer.token_ids]])
+        logprobs = trainer.model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+        loss = loss - weight * advantage * logprobs[len(answer.prompt_ids) - 1 :].sum()
+    loss.backward()
+    largest = max(float(grad.abs().max()) for grad in found.values())
+    assert largest > 1e-4
+    for name, parameter in trainer.model.named_parameters():
+        assert (parameter.grad - found[name]).abs().max() < 2e-5 * largest + 1e-7, name
+
+
+def test_a_step_without_any_difference_in_reward_leaves_the_gradient_at_zero(tmp_path: Path) -> None:
+    job = make_job(tmp_path, {**RL, "reward": {"model": None}})
+    run.train(job, job.inputs["model"])
+    assert set(values(job, "grad_norm")) == {0.0}
+    assert differing(job.inputs["init"], job.inputs["model"]) == []
+
+
+def test_shuffled_rewards_keep_their_mean_and_lose_their_order(tmp_path: Path) -> None:
+    job = make_job(tmp_path, RL)
+    control = make_job(tmp_path, {**RL, "shuffle_rewards": True})
+    credits: list[Any] = []
+    for one in (job, control):
+        trainer = trainer_of(one)
+        answers = [answer for of in trainer._sample(trainer.model, trainer.train_dataset[:4]) for answer in of]
+        breakdowns = ByText().score([Sample([], answer.text, {}) for answer in answers])
+        credits.append((trainer._credit(answers, breakdowns), trainer._notes["reward"]))
+    (weights, advantages), noted = credits[0]
+    (control_weights, control_advantages), control_noted = credits[1]
+    assert noted == control_noted and weights == control_weights
+    assert advantages != control_advantages
+
+
+def test_metrics_of_a_run(tmp_path: Path) -> None:
+    job = make_job(tmp_path, {**RL, "kl_coef": 0.1, "objective": "grpo"})
+    run.train(job, job.inputs["model"])
+    assert all(0 < value < 0.4 for value in values(job, "reward")) and len(values(job, "reward")) == 4
+    assert values(job, "accuracy") == [0.0] * 4
+    assert len(values(job, "train_seconds")) == 1 and values(job, "train_tokens")[0] > 0
+    assert all(value > 0 for value in values(job, "tokens_per_second"))
+
+
+class ShareOfDigits(ByText):
+    """A reward that is quickly learned: the share of digits among the characters."""
+
+    def score(self, samples: list[Sample]) -> list[RewardBreakdown]:
+        return [self._one(sum(c.isdigit() for c in sample.answer) / max(len(sample.answer), 1)) for sample in samples]
+
+
+@pytest.mark.parametrize("objective", ["minimax01", "grpo", "cispo"])
+def test_reward_rises_and_stays_where_rewards_are_shuffled(tmp_path: Path, objective: str) -> None:
+    sampling = {"samples_per_prompt": 64, "max_new_tokens": 3}
+    stage = {**RL, "steps": 24, "prompts_per_step": 1, "sampling": sampling, "objective": objective}
+    stage |= {"optim": {"learning_rate": 2e-2, "schedule": "constant"}}
+    for shuffled in (False, True):
+        job = make_job(tmp_path / str(shuffled), {**stage, "shuffle_rewards": shuffled})
+        trainer = trainer_of(job)
+        trainer.reward = ShareOfDigits()
+        trainer.run()
+        rewards = values(job, "reward")
+        assert rewards[0] < 0.1
+        assert rewards[-1] < 0.2 if shuffled else rewards[-1] > 0.5, [round(r,3) for r in rewards]
+
+
+def test_micro_batches_hold_every_sample_once_and_mask_answers_alone() -> None:
+    answers = [Answer((1, 2, 3), tuple(range(5, 5 + n)), (-0.5,) * n, "", True, 1.0 if n % 2 else 0.5) for n in range(1, 8)]
+    batches = micro_batches(answers, [0.1] * 7, [float(n) for n in range(7)], [0, 1, 3, 4, 6], budget=12)
+    assert sum(len(batch.lengths) for batch in batches) == 5
+    assert sum(int(batch.mask.sum()) for batch in batches) == 1 + 2 + 4 + 5 + 7
+    for batch in batches:
+        assert ((batch.tokens[0] >= 5) == (batch.mask > 0)).all() and (batch.weights > 0).equal(batch.mask > 0)
+        assert batch.old_logprobs.equal(-0.5 * batch.mask)
