@@ -13,7 +13,7 @@ from posttrain.reward.verifiers import is_right, verify
 from posttrain.stages.devices import placed
 from posttrain.stages.files import write_json
 from posttrain.stages.job import StageJob
-from posttrain.stages.sampling import as_sample, greedy
+from posttrain.stages.sampling import as_sample, greedy, require_prompts
 
 
 def evaluate_stage(job: StageJob, folder: Path) -> None:
@@ -36,6 +36,7 @@ def evaluate_stage(job: StageJob, folder: Path) -> None:
 def heldout_accuracy(config: RunConfig, model_folder: Path) -> dict[str, Any]:
     """Greedy answers to the first `eval.num_prompts` records of `eval.source`, verified."""
     records = load_split(config, config.eval.source)[: config.eval.num_prompts]
+    require_prompts(records, config.eval.source)
     tokenizer = load_tokenizer(model_folder)
     model = placed(load_causal_lm(model_folder))
     answers = greedy(model, tokenizer, [record["prompt"] for record in records], config.eval.max_new_tokens)

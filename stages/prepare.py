@@ -27,7 +27,7 @@ from posttrain.stages.devices import placed
 from posttrain.stages.files import write_records
 from posttrain.stages.job import StageJob
 from posttrain.stages.rewards import build_reward
-from posttrain.stages.sampling import Answer, as_sample, draw, stream
+from posttrain.stages.sampling import Answer, as_sample, draw, require_prompts, stream
 
 Record = dict[str, Any]
 
@@ -125,7 +125,10 @@ def prepare_rl(job: StageJob, folder: Path) -> dict[str, Any]:
     stage, work = job.stage, Preparation.of(job)
     assert isinstance(stage, RLStage)
     room = stage.sampling.max_new_tokens
-    records = work.fitting(work.load(stage.data), lambda r: len(encode_prompt(work.tokenizer, r["prompt"])) + room)
+    loaded = work.load(stage.data)
+    for ref in stage.data:
+        require_prompts([record for record in loaded if record["source"] == ref], ref)
+    records = work.fitting(loaded, lambda r: len(encode_prompt(work.tokenizer, r["prompt"])) + room)
     by_source = {ref: [r for r in records if r["source"] == ref] for ref in stage.data}
     counts = {ref: len(members) for ref, members in by_source.items()}
     order = sample_mixture(counts, stage.data, stage.steps * stage.prompts_per_step, job.config.seed)

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from posttrain.config.errors import UserError
 from posttrain.config.schema import SamplingSection
 from posttrain.data.encode import encode_prompt
 from posttrain.model.modeling import MiniMaxText01ForCausalLM
@@ -108,13 +109,24 @@ def answer_text(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) ->
             pieces.append([])
         else:
             pieces[-1].append(token)
-    return FOREIGN.join(str(tokenizer.decode(piece, clean_up_tokenization_spaces=False)) for piece in pieces)
+    text = FOREIGN.join(str(tokenizer.decode(piece, clean_up_tokenization_spaces=False)) for piece in pieces)
+    for spelled in tokenizer.all_special_tokens:  # letter by letter, from ordinary tokens
+        text = text.replace(spelled, FOREIGN)
+    return text
 
 
 def as_sample(record: Mapping[str, Any], text: str) -> Sample:
     """An answer to a record's prompt, ready to be scored."""
     reference = {name: record[name] for name in ("verifier", "answer", "metadata") if name in record}
     return Sample(prompt=record["prompt"], answer=text, reference=reference)
+
+
+def require_prompts(records: Sequence[Mapping[str, Any]], ref: str) -> None:
+    """UserError where a record of SOURCE/SPLIT has no prompt to answer."""
+    if any("prompt" not in record for record in records):
+        raise UserError(
+            "a record has no prompt to answer", where=ref, instead="needs TRL's prompt-only or prompt-completion format"
+        )
 
 
 def stream(name: str) -> int:

@@ -34,11 +34,7 @@ def explain_failure(error: BaseException, node: str, log: Path) -> Exception:
             return failure
     for failure in failures.values():
         if _disk_is_full(failure, log):
-            return UserError(
-                "no space left on the disk",
-                where=f"stage '{node}': {log.parents[1]}",
-                instead="free some and run again; finished steps are kept",
-            )
+            return disk_full(f"stage '{node}': {log.parents[1]}")
     for rank, failure in failures.items():
         if _was_killed(failure):
             return UserError(
@@ -51,6 +47,11 @@ def explain_failure(error: BaseException, node: str, log: Path) -> Exception:
             return UserError(f"rank {rank} ran out of memory", where=f"stage '{node}'", instead="lower pack_length or batch_size")
     rank, failure = next(iter(failures.items()))
     return NodeFailed(f"step '{node}' failed on rank {rank} ({type(failure).__name__}: {failure}); log: {log}")
+
+
+def disk_full(where: str) -> UserError:
+    """The one line about a full disk."""
+    return UserError("no space left on the disk", where=where, instead="free some and run again; finished steps are kept")
 
 
 def rank_log(log: Path, rank: int) -> Path:

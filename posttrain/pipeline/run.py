@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import threading
 import time
@@ -15,7 +16,7 @@ from posttrain.config.errors import UserError
 from posttrain.config.loading import dump_config
 from posttrain.config.schema import RunConfig
 from posttrain.pipeline.artifacts import ARTIFACT_FILE, Artifact, seal
-from posttrain.pipeline.failures import explain_failure
+from posttrain.pipeline.failures import disk_full, explain_failure
 from posttrain.pipeline.files import write_atomically
 from posttrain.pipeline.folder import RunFolder, State
 from posttrain.pipeline.graph import Node
@@ -58,15 +59,20 @@ def run(
     """
     selection = select(config, until=until, only=only, from_stage=from_stage)
     folder = RunFolder(Path(config.output_dir) / config.name)
-    with folder.locked():
-        folder.write_config(dump_config(config))
-        execution = Execution(config, selection, folder, Progress(console, config), steps)
-        try:
-            execution.run()
-        except KeyboardInterrupt as error:
-            raise UserError("stopped", where=str(folder.path), instead="the same command goes on from here") from error
-        finally:
-            execution.close()
+    try:
+        with folder.locked():
+            folder.write_config(dump_config(config))
+            execution = Execution(config, selection, folder, Progress(console, config), steps)
+            try:
+                execution.run()
+            finally:
+                execution.close()
+    except KeyboardInterrupt as error:
+        raise UserError("stopped", where=str(folder.path), instead="the same command goes on from here") from error
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise disk_full(str(folder.path)) from error
     return folder
 
 
@@ -122,7 +128,11 @@ class Execution:
         for name, state in self.states.items():
             if state == "running":
                 self.states[name] = "pending"
-        self._record()
+        try:
+            self._record()
+        except OSError as error:
+            if error.errno != errno.ENOSPC:  # a full disk has been told already, or `run` tells it
+                raise
 
     def _loop(self, capacity: Capacity) -> None:
         while self.running or (self.waiting and self.failure is None):

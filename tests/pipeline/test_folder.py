@@ -16,7 +16,13 @@ from posttrain.pipeline.folder import RunFolder
 from posttrain.pipeline.graph import build_graph
 from tests.pipeline.configs import make_config, sft
 
-HOLD = "import sys, time; from posttrain.pipeline.folder import RunFolder\nwith RunFolder(sys.argv[1]).locked():\n  print('held', flush=True); time.sleep(60)"
+HOLD = """
+import sys, time
+from posttrain.pipeline.folder import RunFolder
+with RunFolder(sys.argv[1]).locked():
+    print("held", flush=True)
+    time.sleep(60)
+"""
 
 
 def holder(path):

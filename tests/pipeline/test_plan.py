@@ -174,5 +174,5 @@ def test_an_unknown_stage_is_refused_with_the_nearest_name(config):
 
 
 def test_planning_imports_neither_torch_nor_ray():
-    code = "import sys; import posttrain.pipeline.plan, posttrain.pipeline.run; print([m for m in ('torch', 'ray') if m in sys.modules])"
+    code = "import sys, posttrain.pipeline.plan, posttrain.pipeline.run; print([m for m in ('torch', 'ray') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 
@@ -139,6 +140,15 @@ def test_checkpoints_of_other_settings_are_not_used(tmp_path):
     with pytest.raises(UserError, match="broken line"):
         run(make_config(tmp_path, {"one": sft(steps=5)}), steps=STEPS)
     assert not list((tmp_path / "run" / "stages").glob("*-one/checkpoints/*"))
+
+
+def test_a_disk_that_is_full_for_the_command_itself_is_one_line(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(RunFolder, "write_manifest", full)
+    with pytest.raises(UserError, match=f"^{tmp_path}/run: no space left on the disk; free some"):
+        run(make_config(tmp_path, {"one": sft()}), steps=STEPS)
 
 
 def test_more_workers_than_cores_are_refused(tmp_path):

@@ -27,10 +27,24 @@ MODEL = {
     "num_local_experts": 2,
 }
 OPTIM = {"learning_rate": 3e-3, "warmup_steps": 2}
-SFT = {"kind": "sft", "data": {"sums/train": 1.0}, "steps": 6, "max_length": 64, "pack_length": 128, "batch_size": 2}
+SFT: dict[str, Any] = {
+    "kind": "sft",
+    "data": {"sums/train": 1.0},
+    "steps": 6,
+    "max_length": 64,
+    "pack_length": 128,
+    "batch_size": 2,
+}
 SFT |= {"optim": OPTIM, "save_steps": 2, "keep_checkpoints": 2, "logging_steps": 1}
 SAMPLING = {"samples_per_prompt": 4, "temperatures": [1.0], "max_new_tokens": 4}
-RL = {"kind": "rl", "data": {"sums/rl": 1.0}, "steps": 4, "max_length": 64, "pack_length": 256, "prompts_per_step": 4}
+RL: dict[str, Any] = {
+    "kind": "rl",
+    "data": {"sums/rl": 1.0},
+    "steps": 4,
+    "max_length": 64,
+    "pack_length": 256,
+    "prompts_per_step": 4,
+}
 RL |= {"optim": OPTIM, "save_steps": 2, "keep_checkpoints": 2, "logging_steps": 1, "sampling": SAMPLING}
 # An untrained model answers nothing rightly; the judge (a random head) tells its answers apart all the same.
 RL |= {"reward": {"model": "judge", "learned_weight": 0.4}}

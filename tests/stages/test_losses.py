@@ -113,7 +113,7 @@ def test_reference_is_read_back_and_made_again_for_other_pairs_or_a_damaged_file
     cache.write_bytes(b"\xff" * 100)
     assert reference_logprobs(model, dataset, cache).equal(made)
     assert "damaged" in caplog.text
-    dataset.groups[0].documents[0].labels[-1] = -100  # type: ignore[index]
+    dataset.groups[0].documents[0].labels[-1] = -100
     assert not reference_logprobs(other, dataset, cache).equal(made)
 
 

@@ -14,7 +14,7 @@ from posttrain.rollout.types import LogprobSemantics, RolloutEngine, RolloutOutp
 from posttrain.stages import prepare, run
 from posttrain.stages.files import read_json, read_records
 from posttrain.stages.job import StageJob
-from posttrain.stages.sampling import FOREIGN, answer_text
+from posttrain.stages.sampling import FOREIGN, answer_text, require_prompts
 from tests.stages.tasks import DPO, REWARD, RL, SAMPLING, SFT, make_job
 
 Script = Callable[[str, int], str]
@@ -150,3 +150,10 @@ def test_a_special_token_inside_an_answer_is_shown(tmp_path: Path) -> None:
     assert answer_text(tokenizer, [seven, tokenizer.eos_token_id]) == "7"
     assert answer_text(tokenizer, [tokenizer.bos_token_id, seven, tokenizer.eos_token_id]) == FOREIGN + "7"
     assert answer_text(tokenizer, []) == ""
+    spelled = [token for text in ("<end_of", "_sentence>") for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+    assert answer_text(tokenizer, [*spelled, seven]) == FOREIGN + "7"
+
+
+def test_records_without_a_prompt_cannot_be_answered() -> None:
+    with pytest.raises(UserError, match="chats/train: a record has no prompt"):
+        require_prompts([{"prompt": []}, {"messages": []}], "chats/train")

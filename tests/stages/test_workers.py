@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 def train(folder: Path, stage: dict[str, Any], *, workers: int = 1, zero_stage: int = 0, kill_at: int | None = None) -> None:
     """Train a stage in `workers` processes; with `kill_at` they kill themselves after that step."""
-    resources = {"num_workers": workers, "zero_stage": zero_stage}
+    resources: dict[str, Any] = {"num_workers": workers, "zero_stage": zero_stage}
     job = make_job(folder, stage, **resources)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
