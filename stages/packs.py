@@ -60,7 +60,7 @@ def plan_packs(sources: Mapping[str, Sequence[Group]], stage: StageSection, seed
     drawn = needed
     while True:
         order = [offsets[ref] + index for ref, index in sample_mixture(counts, stage.data, drawn, seed)]
-        packs = pack([len(groups[index]) for index in order], stage.pack_length, seed)
+        packs = pack([len(groups[index]) for index in order], stage.pack_length)
         if len(packs) >= needed:
             return PackedDataset(groups, [[order[place] for place in members] for members in packs[:needed]])
         # The shortage scales with the draw, so a few rounds suffice whatever the lengths are.

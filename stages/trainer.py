@@ -197,6 +197,9 @@ class StageTrainer(Trainer):
         self._logged_at = (now, tokens)
         if group.rank() == 0:
             self.metrics.log(self.state.global_step, values)
+        target = self.section.target_loss
+        if target is not None and logs["loss"] <= target:
+            self.control.should_training_stop = True
 
 
 class _TimeLimit(TrainerCallback):

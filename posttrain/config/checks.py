@@ -29,7 +29,7 @@ def check(config: RunConfig, where: str | Origins = "config", *, on_this_machine
         UserError: the first combination that cannot work.
     """
     at = where if isinstance(where, Origins) else Origins(where)
-    for part in (_check_names, _check_model, _check_sources, _check_references, _check_graph, _check_eval, _check_stages):
+    for part in (_check_names, _check_model, _check_sources, _check_disjoint, _check_references, _check_graph, _check_eval, _check_stages):
         part(config, at)
     _check_positions(config, at, longest_position(config) if on_this_machine else _own_longest_position(config))
     _check_resources(config, at)
@@ -128,6 +128,19 @@ def _check_source(name: str, source: SourceSection, at: Origins) -> None:
             )
     if source.task is not None:
         check_task(source.task, at.where(f"{key}.task"))
+
+
+def _check_disjoint(config: RunConfig, at: Origins) -> None:
+    """Only earlier sources may be named, so that no two leave out each other."""
+    for number, (name, source) in enumerate(config.sources.items()):
+        earlier = list(config.sources)[:number]
+        for other in source.disjoint_from:
+            if other not in earlier:
+                raise UserError(
+                    f"'{other}' is not a source above '{name}'",
+                    where=at.where(f"sources.{name}.disjoint_from"),
+                    instead=suggest(other, earlier) if earlier else "move it below the source it leaves out",
+                )
 
 
 def full_reference(ref: str) -> str:

@@ -59,6 +59,9 @@ class SourceSection(Section):
     subset: str | None = Field(None, description="huggingface: configuration of the dataset.")
     hub_split: str = Field("train", description="huggingface: split of the dataset.")
     shots: int = Field(1, ge=1, description="Records joined to one conversation of as many turns (many-shot documents).")
+    disjoint_from: list[str] = Field(
+        default_factory=list, description="Earlier sources whose prompts are left out here; those of eval.source always are."
+    )
     splits: dict[str, int] = Field(
         default_factory=dict, description="Name and number of records of each split; empty puts all records in the split 'train'."
     )
@@ -142,6 +145,11 @@ class StageSection(Section):
     pack_length: int = Field(1024, ge=2, description="Tokens of a packed sequence; at least max_length.")
     batch_size: int = Field(1, ge=1, description="Packed sequences a step, over all workers; divisible by the number of workers.")
     optim: OptimSection = Field(default_factory=OptimSection, description="Optimizer and schedule.")
+    target_loss: float | None = Field(
+        None,
+        gt=0,
+        description="The stage ends early once the mean loss over logging_steps falls to this; null takes all steps.",
+    )
     save_steps: int = Field(100, ge=1, description="Steps between checkpoints.")
     keep_checkpoints: int = Field(1, ge=1, description="Complete checkpoints kept while the stage runs.")
     logging_steps: int = Field(10, ge=1, description="Steps between metric records.")

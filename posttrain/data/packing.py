@@ -2,57 +2,45 @@
 
 from __future__ import annotations
 
-import random
-from bisect import bisect_left, insort
 from collections.abc import Sequence
 
+OPEN_BINS = 64
+"""Sequences that wait for more documents at a time."""
 
-def pack(lengths: Sequence[int], pack_length: int, seed: int) -> list[list[int]]:
-    """Put documents into as few bins as best-fit-decreasing finds; none is cut.
 
-    The longest document is placed first, each into the fullest bin that still holds it. Documents of one length are placed
-    in an order drawn from the seed, and the bins and their contents are shuffled, so that training does not go from long
-    to short.
+def pack(lengths: Sequence[int], pack_length: int) -> list[list[int]]:
+    """Put documents into bins in the order given, each into the fullest open bin that still holds it; none is cut.
+
+    Best-fit in the order drawn, not best-fit-decreasing: sorting by length first packs slightly tighter, but then every
+    bin holds documents of one length, and so of one kind, and a step's gradient is that of one kind (a two-digit addition
+    that trains in 500 steps on mixed bins was not learned in 2,000 on sorted ones).
 
     Args:
-        lengths: tokens of each document, 1 to `pack_length`.
+        lengths: tokens of each document, 1 to `pack_length`, in the order in which they are to be trained on.
         pack_length: tokens a bin holds.
-        seed: equal arguments give equal bins.
 
     Returns:
-        Indices of the documents of each bin; every document is in exactly one.
+        Indices of the documents of each bin, bins in the order of their first document; every document is in exactly one.
 
     Raises:
         ValueError: a length outside 1..pack_length.
     """
+    bins: list[list[int]] = []
+    rooms: dict[int, int] = {}  # open bin -> room left, in the order of opening
     for index, length in enumerate(lengths):
         if not 1 <= length <= pack_length:
             raise ValueError(f"document {index} has {length} tokens, outside 1..{pack_length}")
-    rng = random.Random(seed)
-    order = list(range(len(lengths)))
-    rng.shuffle(order)
-    order.sort(key=lambda index: -lengths[index])  # stable: ties stay shuffled
-    bins: list[list[int]] = []
-    by_room: dict[int, list[int]] = {}  # room left -> bins with that room
-    rooms: list[int] = []  # the keys of by_room, sorted
-    for index in order:
-        length = lengths[index]
-        at = bisect_left(rooms, length)
-        if at == len(rooms):
-            room, chosen = pack_length, len(bins)
-            bins.append([])
+        fitting = [number for number, room in rooms.items() if room >= length]
+        if fitting:
+            chosen = min(fitting, key=rooms.__getitem__)
         else:
-            room = rooms[at]
-            chosen = by_room[room].pop()
-            if not by_room[room]:
-                del by_room[room], rooms[at]
+            chosen = len(bins)
+            bins.append([])
+            rooms[chosen] = pack_length
+            if len(rooms) > OPEN_BINS:
+                del rooms[min(rooms, key=rooms.__getitem__)]
         bins[chosen].append(index)
-        left = room - length
-        if left not in by_room:
-            by_room[left] = []
-            insort(rooms, left)
-        by_room[left].append(chosen)
-    for members in bins:
-        rng.shuffle(members)
-    rng.shuffle(bins)
+        rooms[chosen] -= length
+        if rooms[chosen] == 0:
+            del rooms[chosen]
     return bins

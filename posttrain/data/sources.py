@@ -28,14 +28,14 @@ def load_split(config: RunConfig, ref: str) -> list[Record]:
 
     Deterministic from the config. Prompts are distinct: of records with the same prompt the first stays. Splits of a source
     share no prompt, and no split shares one with the held-out prompts of `eval.source`, also where that is another
-    source over the same task; for many-shot sources this holds for every turn.
+    source over the same task, nor with the sources it is `disjoint_from`; for many-shot sources this holds for every turn.
 
     Raises:
         UserError: unknown source or split, unreadable or broken data, or fewer distinct prompts than the splits ask for.
     """
     name, split = resolve(config, ref)
     source = config.sources[name]
-    excluded = _held_out(config, name)
+    excluded = _left_out(config, name)
     units = _distinct(_read(config, name), excluded, patience=_PATIENCE if source.kind == "reasoning_gym" else None)
     records = _joined(units, source.shots, where=f"sources.{name}")
     if not source.splits:
@@ -63,12 +63,12 @@ def resolve(config: RunConfig, ref: str) -> tuple[str, str]:
     return name, split
 
 
-def _held_out(config: RunConfig, name: str) -> set[str]:
-    """Keys of the single turns of the evaluation's records, unless they come from this very source."""
-    held_out, _ = resolve(config, config.eval.source)
-    if held_out == name:
-        return set()
-    return {key for record in load_split(config, config.eval.source) for key in _turn_keys(record)}
+def _left_out(config: RunConfig, name: str) -> set[str]:
+    """Keys of the single turns of the evaluation's records, unless they come from this very source, and of `disjoint_from`."""
+    refs = [f"{other}/{split}" for other in config.sources[name].disjoint_from for split in config.sources[other].splits or [ALL]]
+    if resolve(config, config.eval.source)[0] != name:
+        refs.append(config.eval.source)
+    return {key for ref in refs for record in load_split(config, ref) for key in _turn_keys(record)}
 
 
 def _turn_keys(record: Record) -> Iterator[str]:

@@ -55,7 +55,9 @@ def config_part(config: RunConfig, node: Node) -> dict[str, Any]:
         stage = config.stages[node.stage].model_dump(mode="json")
         ignored = TRAINING_ONLY if node.step == "prepare" else BOOKKEEPING
         part["stage"] = {key: value for key, value in stage.items() if key not in ignored}
-        part["sources"] = _sources(config, [*stage["data"], *stage.get("heldout", {})])
+        # Held-out prompts are left out of every split, so the data depends on the evaluation's source too.
+        part["sources"] = _sources(config, [*stage["data"], *stage.get("heldout", {}), config.eval.source])
+        part["eval_source"] = config.eval.source
     if node.step == "train":
         resources = config.resources
         part["resources"] = [resources.num_workers, resources.gpus_per_worker, resources.zero_stage]
@@ -65,7 +67,12 @@ def config_part(config: RunConfig, node: Node) -> dict[str, Any]:
 def _sources(config: RunConfig, refs: Iterable[str]) -> dict[str, Any]:
     """Sections of the sources that "SOURCE/SPLIT" references name, with hashes of their files."""
     found: dict[str, Any] = {}
-    for name in sorted({ref.split("/")[0] for ref in refs}):
+    names = {ref.split("/")[0] for ref in refs}
+    # Sources left out belong to it, and what those leave out in turn; each names only sources above it.
+    for name in reversed(config.sources):
+        if name in names:
+            names.update(config.sources[name].disjoint_from)
+    for name in sorted(names):
         source = config.sources[name]
         found[name] = source.model_dump(mode="json")
         if source.kind in ("jsonl", "parquet") and source.path is not None and Path(source.path).is_file():

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from posttrain.config.errors import UserError
 from posttrain.stages import checkpoints, run
 from posttrain.stages.metrics import read_metrics
 from tests.stages.crash import differing
@@ -81,6 +82,14 @@ def test_two_workers_have_the_loss_curve_of_one(tmp_path: Path, zero_stage: int)
     assert one[-1] < one[0] - 0.1
 
 
+def test_a_group_of_one_trains_as_no_group_does_and_zero_2_on_it_too(tmp_path: Path) -> None:
+    alone(tmp_path / "none", SFT)
+    train(tmp_path / "one", SFT)
+    assert differing(tmp_path / "none" / "model", tmp_path / "one" / "model") == []
+    train(tmp_path / "zero", SFT, zero_stage=2)
+    assert curve(tmp_path / "zero") == pytest.approx(curve(tmp_path / "none"), abs=1e-4)
+
+
 @pytest.mark.parametrize("zero_stage", [0, 3])
 def test_online_rl_of_two_workers_is_that_of_one(tmp_path: Path, zero_stage: int) -> None:
     stage = {**RL, "kl_coef": 0.05, "pack_length": 64}
@@ -102,7 +111,5 @@ def test_a_checkpoint_of_other_resources_is_refused(tmp_path: Path) -> None:
     train(tmp_path, SFT, workers=2, zero_stage=2, kill_at=3)
     assert checkpoints.last_complete(tmp_path / "stages" / "stage" / "checkpoints") is not None
     job = make_job(tmp_path, SFT)
-    from posttrain.config.errors import UserError
-
     with pytest.raises(UserError, match="written by 2 workers at ZeRO stage 2, this run has 1 at 0"):
         run.train(job, job.inputs["model"])

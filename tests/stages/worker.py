@@ -1,7 +1,7 @@
 """Trains one stage in a process of its own: `python worker.py FOLDER STAGE.json RESOURCES.json [KILL_AT_STEP]`.
 
-With RANK and WORLD_SIZE in the environment it is one of a group of gloo workers. KILL_AT_STEP ends the process by SIGKILL
-after that optimizer step, as a crash of the machine would.
+With RANK and WORLD_SIZE in the environment it is one of a group of gloo workers, be it a group of one, as under Ray
+Train. KILL_AT_STEP ends the process by SIGKILL after that optimizer step, as a crash of the machine would.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class KillAt(TrainerCallback):
 def main() -> None:
     folder, stage, resources = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
     torch.set_num_threads(1)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if "RANK" in os.environ:
         dist.init_process_group("gloo")
     if len(sys.argv) > 4:
         original, step = StageTrainer.__init__, int(sys.argv[4])
