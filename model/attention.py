@@ -55,7 +55,7 @@ class LightningAttention(nn.Module):
             )
             assert state is not None
             cache.states[self.layer] = state
-        return self.out_proj(torch.sigmoid(self.output_gate(x)) * self.norm(out.reshape(x.shape[0], -1)))
+        return self.out_proj(torch.sigmoid(self.output_gate(x)) * self.norm(out.flatten(1)))
 
 
 class SoftmaxAttention(nn.Module):
@@ -78,7 +78,7 @@ class SoftmaxAttention(nn.Module):
         k = rotate(self.k_proj(x).view(-1, self.num_kv_heads, self.head_dim), *rotary)
         v = self.v_proj(x).view(-1, self.num_kv_heads, self.head_dim)
         out = _packed_attention(q, k, v, layout) if cache is None else self._cached(q, k, v, layout, cache)
-        return self.o_proj(out.reshape(x.shape[0], -1))
+        return self.o_proj(out.flatten(1))
 
     def _cached(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: SequenceLayout, cache: HybridCache

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from posttrain.model.configuration import MiniMaxText01Config
@@ -40,11 +42,15 @@ class HybridCache:
         """Rows."""
         return len(self.lengths)
 
-    def advance(self, lengths: list[int]) -> None:
-        """Count tokens just taken in, one number a row. ValueError where a row overflows."""
+    def check_room(self, lengths: Sequence[int]) -> None:
+        """ValueError where a row would overflow by taking in so many more tokens, one number a row."""
+        longest = max((have + new for have, new in zip(self.lengths, lengths, strict=True)), default=0)
+        if longest > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} tokens a row, asked for {longest}")
+
+    def advance(self, lengths: Sequence[int]) -> None:
+        """Count tokens just taken in, one number a row."""
         self.lengths = [have + new for have, new in zip(self.lengths, lengths, strict=True)]
-        if max(self.lengths, default=0) > self.capacity:
-            raise ValueError(f"the cache holds {self.capacity} tokens a row, asked for {max(self.lengths)}")
 
     def select(self, rows: list[int]) -> None:
         """Keep these rows, in this order (a row may come several times)."""

@@ -85,7 +85,9 @@ class MiniMaxText01Config(PreTrainedConfig):
 
     def _check(self) -> None:
         if len(self.attn_type_list) != self.num_hidden_layers or not set(self.attn_type_list) <= {0, 1}:
-            raise ValueError(f"attn_type_list must hold a 0 or 1 for each of {self.num_hidden_layers} layers: {self.attn_type_list}")
+            raise ValueError(
+                f"attn_type_list must hold a 0 or 1 for each of {self.num_hidden_layers} layers: {self.attn_type_list}"
+            )
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(f"{self.num_attention_heads} heads are not divisible by {self.num_key_value_heads} key/value heads")
         if self.rotary_dim % 2 or not 0 < self.rotary_dim <= self.head_dim:

@@ -54,5 +54,5 @@ class MiniMaxText01SparseMoe(nn.Module):
         expert_out = self.experts(x[order // self.top_k], counts)
         inverse = torch.empty_like(order)
         inverse[order] = torch.arange(order.numel(), device=order.device)
-        pairs = expert_out[inverse].view(x.shape[0], self.top_k, -1)
+        pairs = expert_out[inverse].view(*routes.shape, x.shape[1])
         return (pairs.to(compute) * weights[..., None]).sum(dim=1).to(x.dtype), routes

@@ -14,16 +14,14 @@ CHUNK_TOKENS = 2048
 
 
 class LMHead(nn.Module):
-    """Logits in fp32 whatever the type of the weights (MiniMax-M1 section 3.2: the head is where engines and trainers differ)."""
+    """Logits in fp32 for weights of any type (MiniMax-M1 section 3.2: engines and trainers differ most in the head)."""
 
     def __init__(self, hidden_size: int, vocab_size: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
 
-    def forward(
-        self, hidden: torch.Tensor, targets: torch.Tensor | None = None, temperature: float = 1.0
-    ) -> torch.Tensor:
-        """Logits [T, V] without targets; with targets [T], the log-probability of each under softmax(logits / temperature), [T]."""
+    def forward(self, hidden: torch.Tensor, targets: torch.Tensor | None = None, temperature: float = 1.0) -> torch.Tensor:
+        """Logits [T, V]; with targets [T], instead the log-probability [T] of each under softmax(logits / temperature)."""
         if targets is not None:
             return _ChunkedLogprobs.apply(hidden, self.weight, targets, temperature)
         compute = compute_dtype(hidden)

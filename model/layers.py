@@ -46,7 +46,9 @@ def lightning_slopes(num_heads: int, layer: int, num_layers: int) -> list[float]
     return [rate * (1 - depth + 1e-5) for rate in rates]
 
 
-def rotary_tables(positions: torch.Tensor, rotary_dim: int, theta: float, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def rotary_tables(
+    positions: torch.Tensor, rotary_dim: int, theta: float, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin of every position, [T, rotary_dim / 2], computed in fp64 and rounded once.
 
     Position times frequency in fp32 is off by 0.06 rad at a million tokens, so the product is taken in fp64.

@@ -67,7 +67,9 @@ def load_config(folder: Path | str) -> MiniMaxText01Config:
         raise UserError(f"broken JSON in line {error.lineno}", where=str(path)) from None
     if fields.get("model_type") != MiniMaxText01Config.model_type:
         raise UserError(
-            f"model_type {fields.get('model_type')!r} is not supported", where=str(path), instead=f"expected {MiniMaxText01Config.model_type!r}"
+            f"model_type {fields.get('model_type')!r} is not supported",
+            where=str(path),
+            instead=f"expected {MiniMaxText01Config.model_type!r}",
         )
     try:
         return MiniMaxText01Config.from_dict(fields)
@@ -116,9 +118,7 @@ def load_weights(model: nn.Module, folder: Path | str) -> None:
 def read_tensors(folder: Path | str) -> dict[str, torch.Tensor]:
     """All tensors of a checkpoint folder, one file or sharded. UserError naming a missing or damaged file."""
     folder = Path(folder)
-    files = [folder / WEIGHTS]
-    if (folder / INDEX).exists():
-        files = sorted({folder / name for name in json.loads((folder / INDEX).read_text())["weight_map"].values()})
+    files = _shards(folder / INDEX) if (folder / INDEX).exists() else [folder / WEIGHTS]
     tensors: dict[str, torch.Tensor] = {}
     for file in files:
         try:
@@ -126,8 +126,19 @@ def read_tensors(folder: Path | str) -> dict[str, torch.Tensor]:
         except FileNotFoundError:
             raise UserError("weights are missing", where=str(file)) from None
         except SafetensorError as error:
-            raise UserError(f"damaged weights ({error})", where=str(file), instead="restore the file or remove the checkpoint") from None
+            raise UserError(
+                f"damaged weights ({error})", where=str(file), instead="restore the file or remove the checkpoint"
+            ) from None
     return tensors
+
+
+def _shards(index: Path) -> list[Path]:
+    """Files that an index names. UserError for an index that is none."""
+    try:
+        return sorted({index.parent / name for name in json.loads(index.read_text())["weight_map"].values()})
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+        instead = "restore the file or remove the checkpoint"
+        raise UserError("damaged index of weights", where=str(index), instead=instead) from None
 
 
 def save_model(
@@ -157,6 +168,7 @@ def save_weights(tensors: dict[str, torch.Tensor], folder: Path) -> None:
         size += tensor.nbytes
     if len(shards) == 1:
         save_file(shards[0], folder / WEIGHTS, metadata={"format": "pt"})
+        _remove_others(folder, {WEIGHTS})
         return
     weight_map = {}
     for number, shard in enumerate(shards, start=1):
@@ -165,6 +177,14 @@ def save_weights(tensors: dict[str, torch.Tensor], folder: Path) -> None:
         weight_map.update(dict.fromkeys(shard, file))
     total = sum(tensor.nbytes for tensor in tensors.values())
     (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=1))
+    _remove_others(folder, {INDEX, *weight_map.values()})
+
+
+def _remove_others(folder: Path, written: set[str]) -> None:
+    """Remove weights of an earlier save: a reader that finds both an index and a single file takes either."""
+    for path in [folder / INDEX, *folder.glob("model*.safetensors")]:
+        if path.name not in written:
+            path.unlink(missing_ok=True)
 
 
 def _load(cls: type[Any], folder: Path | str, config: MiniMaxText01Config) -> Any:

@@ -61,7 +61,7 @@ class MiniMaxText01PreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["MiniMaxText01DecoderLayer"]
-    _keep_in_fp32_modules_strict = ["gate"]
+    _keep_in_fp32_modules_strict = ["block_sparse_moe.gate"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -108,6 +108,7 @@ class MiniMaxText01Model(MiniMaxText01PreTrainedModel):
         if cache is not None:
             if cache.batch_size != layout.num_documents:
                 raise ValueError(f"the cache has {cache.batch_size} rows, the batch {layout.num_documents} documents")
+            cache.check_room(layout.lengths)  # before any layer writes: an index past the end kills a CUDA context
             positions = positions + torch.tensor(cache.lengths, device=tokens.device)[layout.document_ids]
         x = self.embed_tokens(tokens)
         rotary = rotary_tables(positions, self.config.rotary_dim, self.config.rope_theta, compute_dtype(x))
@@ -116,7 +117,7 @@ class MiniMaxText01Model(MiniMaxText01PreTrainedModel):
             x, chosen = layer(x, layout, rotary, cache)
             routes.append(chosen)
         if cache is not None:
-            cache.advance(list(layout.lengths))
+            cache.advance(layout.lengths)
         return self.norm(x), torch.stack(routes, dim=1).to(torch.int16) if output_routes else None
 
 
@@ -197,7 +198,7 @@ class MiniMaxText01ForCausalLM(MiniMaxText01PreTrainedModel):
     def next_token_logits(
         self, tokens: torch.Tensor, layout: SequenceLayout, cache: HybridCache, output_routes: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Take tokens into the cache; logits after each document's last token, fp32 [N, V], and routes. No document may be empty."""
+        """Take tokens into the cache; logits after each document's last token, fp32 [N, V], and routes. No empty documents."""
         hidden, routes = self.model(tokens, layout, cache, output_routes)
         return self.lm_head(hidden[layout.cu_seqlens[1:].long() - 1]), routes
 

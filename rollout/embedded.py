@@ -68,12 +68,12 @@ class EmbeddedEngine:
     @torch.no_grad()
     def generate(self, requests: Sequence[RolloutRequest]) -> list[RolloutOutput]:
         """Continue every request, see `RolloutEngine.generate`."""
+        self._cancelled.clear()  # what came after the last request had ended
         running = [_Running(i, request, self._limit(request)) for i, request in enumerate(requests)]
         outputs: dict[int, RolloutOutput] = {}
         for wave in self._waves(running):
             self._run_wave(wave)
             outputs.update((row.index, self._output(row)) for row in wave)
-        self._cancelled.clear()
         return [outputs[i] for i in range(len(requests))]
 
     def update_weights(self, source: WeightSource) -> None:
@@ -83,7 +83,9 @@ class EmbeddedEngine:
         missing, extra = own.keys() - incoming.keys(), incoming.keys() - own.keys()
         wrong = {name for name in own.keys() & incoming.keys() if own[name].shape != incoming[name].shape}
         if missing or extra or wrong:
-            raise ValueError(f"weights do not fit: missing {sorted(missing)[:3]}, extra {sorted(extra)[:3]}, misshapen {sorted(wrong)[:3]}")
+            raise ValueError(
+                f"weights do not fit: missing {sorted(missing)[:3]}, extra {sorted(extra)[:3]}, misshapen {sorted(wrong)[:3]}"
+            )
         self.model.load_state_dict(incoming)
         self.weight_version = source.version
 
@@ -98,9 +100,13 @@ class EmbeddedEngine:
         """Most tokens the request may generate. ValueError where it cannot run."""
         room = self.model.config.max_position_embeddings - len(request.prompt_ids)
         if not request.prompt_ids or room < 1:
-            raise ValueError(f"request {request.request_id}: a prompt needs 1 to {self.model.config.max_position_embeddings - 1} tokens")
+            raise ValueError(
+                f"request {request.request_id}: a prompt needs 1 to {self.model.config.max_position_embeddings - 1} tokens"
+            )
         if request.params.top_p != 1.0:
-            raise ValueError(f"request {request.request_id}: top_p below 1 would bias importance ratios; this engine samples the full vocabulary")
+            raise ValueError(
+                f"request {request.request_id}: top_p below 1 would bias importance ratios; the full vocabulary is sampled"
+            )
         if request.params.max_new_tokens < 1:
             raise ValueError(f"request {request.request_id}: max_new_tokens must be at least 1")
         return min(request.params.max_new_tokens, room)

@@ -42,7 +42,9 @@ def chunk_plan(lengths: Sequence[int], device: torch.device) -> ChunkPlan:
     return _chunk_plan(tuple(lengths), str(device))
 
 
+# Remembered plans serve training too, which refuses index tensors made in inference mode.
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)
 def _chunk_plan(lengths: tuple[int, ...], device: str) -> ChunkPlan:
     longest = max(lengths, default=0)
     size = next((c for c in CHUNK_SIZES if c >= longest), CHUNK_SIZES[-1])

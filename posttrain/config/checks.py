@@ -29,7 +29,16 @@ def check(config: RunConfig, where: str | Origins = "config", *, on_this_machine
         UserError: the first combination that cannot work.
     """
     at = where if isinstance(where, Origins) else Origins(where)
-    for part in (_check_names, _check_model, _check_sources, _check_disjoint, _check_references, _check_graph, _check_eval, _check_stages):
+    for part in (
+        _check_names,
+        _check_model,
+        _check_sources,
+        _check_disjoint,
+        _check_references,
+        _check_graph,
+        _check_eval,
+        _check_stages,
+    ):
         part(config, at)
     _check_positions(config, at, longest_position(config) if on_this_machine else _own_longest_position(config))
     _check_resources(config, at)
