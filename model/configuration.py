@@ -6,6 +6,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from posttrain.model.checkpoint_files import MODEL_TYPE
+
 
 class MiniMaxText01Config(PreTrainedConfig):
     """Architecture of a MiniMax-Text-01 model of any size.
@@ -18,7 +20,7 @@ class MiniMaxText01Config(PreTrainedConfig):
         ValueError: sizes that do not fit each other.
     """
 
-    model_type = "minimax_text_01"
+    model_type = MODEL_TYPE
     keys_to_ignore_at_inference = ["past_key_values"]
 
     def __init__(

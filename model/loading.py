@@ -14,11 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from posttrain.config.errors import UserError
 from posttrain.config.schema import ModelSection
+from posttrain.model.checkpoint_files import INDEX, WEIGHTS, config_fields, damaged_weights, refuse_misfits, weight_files
 from posttrain.model.configuration import MiniMaxText01Config
 from posttrain.model.modeling import MiniMaxText01ForCausalLM, MiniMaxText01ForSequenceClassification
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 4 * 1024**3
 
 
@@ -58,23 +57,11 @@ def new_model(section: ModelSection, vocab_size: int, seed: int, **token_ids: in
 
 def load_config(folder: Path | str) -> MiniMaxText01Config:
     """The configuration of a checkpoint folder. UserError where config.json is missing, broken or of another model."""
-    path = Path(folder) / "config.json"
-    try:
-        fields: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError("not a checkpoint: config.json is missing", where=str(folder)) from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"broken JSON in line {error.lineno}", where=str(path)) from None
-    if fields.get("model_type") != MiniMaxText01Config.model_type:
-        raise UserError(
-            f"model_type {fields.get('model_type')!r} is not supported",
-            where=str(path),
-            instead=f"expected {MiniMaxText01Config.model_type!r}",
-        )
+    fields = config_fields(folder)
     try:
         return MiniMaxText01Config.from_dict(fields)
     except ValueError as error:
-        raise UserError(str(error), where=str(path)) from None
+        raise UserError(str(error), where=str(Path(folder) / "config.json")) from None
 
 
 def load_causal_lm(folder: Path | str) -> MiniMaxText01ForCausalLM:
@@ -101,44 +88,20 @@ def load_reward_model(folder: Path | str, *, from_causal_lm: bool = False) -> Mi
 def load_weights(model: nn.Module, folder: Path | str) -> None:
     """Fill a model from the safetensors of a folder; UserError naming every missing, extra or misshapen tensor (three shown)."""
     tensors = read_tensors(folder)
-    expected = model.state_dict()
-    problems = [f"missing {name} {list(tensor.shape)}" for name, tensor in expected.items() if name not in tensors]
-    problems += [f"extra {name} {list(tensor.shape)}" for name, tensor in tensors.items() if name not in expected]
-    problems += [
-        f"{name} is {list(tensor.shape)}, expected {list(expected[name].shape)}"
-        for name, tensor in tensors.items()
-        if name in expected and tensor.shape != expected[name].shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise UserError("weights do not fit the model: " + "; ".join(problems[:3]) + more, where=str(folder))
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    refuse_misfits({name: tensor.shape for name, tensor in tensors.items()}, expected, folder)
     model.load_state_dict(tensors, strict=True)
 
 
 def read_tensors(folder: Path | str) -> dict[str, torch.Tensor]:
     """All tensors of a checkpoint folder, one file or sharded. UserError naming a missing or damaged file."""
-    folder = Path(folder)
-    files = _shards(folder / INDEX) if (folder / INDEX).exists() else [folder / WEIGHTS]
     tensors: dict[str, torch.Tensor] = {}
-    for file in files:
+    for file in weight_files(folder):
         try:
             tensors.update(load_file(file))
-        except FileNotFoundError:
-            raise UserError("weights are missing", where=str(file)) from None
-        except SafetensorError as error:
-            raise UserError(
-                f"damaged weights ({error})", where=str(file), instead="restore the file or remove the checkpoint"
-            ) from None
+        except (FileNotFoundError, SafetensorError) as error:
+            raise damaged_weights(file, error) from None
     return tensors
-
-
-def _shards(index: Path) -> list[Path]:
-    """Files that an index names. UserError for an index that is none."""
-    try:
-        return sorted({index.parent / name for name in json.loads(index.read_text())["weight_map"].values()})
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
-        instead = "restore the file or remove the checkpoint"
-        raise UserError("damaged index of weights", where=str(index), instead=instead) from None
 
 
 def save_model(

@@ -11,7 +11,7 @@ from posttrain.config.machine_checks import check_machine, longest_position
 from posttrain.config.names import suggest
 from posttrain.config.origins import Origins
 from posttrain.config.schema import DPOStage, RewardStage, RLStage, RunConfig, SamplingSection, SFTStage, SourceSection
-from posttrain.config.tasks import check_task
+from posttrain.config.tasks import check_settings, check_task
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\Z")
 _ALL = "train"  # the split of a source that names none
@@ -137,6 +137,7 @@ def _check_source(name: str, source: SourceSection, at: Origins) -> None:
             )
     if source.task is not None:
         check_task(source.task, at.where(f"{key}.task"))
+        check_settings(source.task, source.params, at.where(f"{key}.params"))
 
 
 def _check_disjoint(config: RunConfig, at: Origins) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from posttrain.data.hash_stable import generate_stably
 
 ALL = "train"
 """The split that holds everything when a source names no splits, and that a bare source name means."""
+
+FILE_KINDS = ("jsonl", "parquet")
+"""Kinds of sources that are one file."""
 
 # A generator is exhausted when this many draws in a row (or four times what was found, if more) repeat known prompts:
 # the last of N equally likely prompts takes N draws on average.
@@ -34,21 +37,67 @@ def load_split(config: RunConfig, ref: str) -> list[Record]:
         UserError: unknown source or split, unreadable or broken data, or fewer distinct prompts than the splits ask for.
     """
     name, split = resolve(config, ref)
+    return next(records for found, records in _splits(config, name) if found == split)
+
+
+def check_files(config: RunConfig, refs: Iterable[str], answered: Collection[str] = ()) -> None:
+    """Read the files that these splits are cut from, and those left out of them, so that a mistake in one is found early.
+
+    Generators and datasets of the hub are not touched. Where records of theirs are left out, a split may turn out to be too
+    large later; what is refused here is wrong in any case.
+
+    Args:
+        refs: "SOURCE/SPLIT" references.
+        answered: those of them whose records are prompts for the model, with a verifier for its answers.
+
+    Raises:
+        UserError: a broken line or file, no records, a split larger than its file, a record without prompt or verifier.
+    """
+    asked = {"/".join(resolve(config, ref)) for ref in answered}
+    for name in _read_for(config, refs):
+        if config.sources[name].kind in FILE_KINDS:
+            for split, records in _splits(config, name, files_only=True):
+                if f"{name}/{split}" in asked:
+                    _require_answerable(records, f"{name}/{split}")
+
+
+def _read_for(config: RunConfig, refs: Iterable[str]) -> list[str]:
+    """Sources that are read to load these splits, in the order of the config."""
+    waiting, found = [resolve(config, ref)[0] for ref in refs], set[str]()
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += [*config.sources[name].disjoint_from, resolve(config, config.eval.source)[0]]
+    return [name for name in config.sources if name in found]
+
+
+def _require_answerable(records: list[Record], ref: str) -> None:
+    for field in ("prompt", "verifier"):
+        lacking = sum(field not in record for record in records)
+        if lacking:
+            raise UserError(
+                f"{lacking} of {len(records)} records have no '{field}'",
+                where=ref,
+                instead="records that the model answers need a prompt, and a verifier of the answer",
+            )
+
+
+def _splits(config: RunConfig, name: str, *, files_only: bool = False) -> Iterator[tuple[str, list[Record]]]:
+    """Splits of a source with their records, in the order given; with `files_only`, files alone are left out of them."""
     source = config.sources[name]
-    excluded = _left_out(config, name)
+    excluded = _left_out(config, name, files_only)
     units = _distinct(_read(config, name), excluded, patience=_PATIENCE if source.kind == "reasoning_gym" else None)
     records = _joined(units, source.shots, where=f"sources.{name}")
     if not source.splits:
         if source.kind == "reasoning_gym":
             raise UserError("a generator has no end", where=f"sources.{name}", instead="name its splits: splits: {train: 1000}")
-        return list(records)
-    for split_name, size in source.splits.items():
+        yield ALL, list(records)
+    for split, size in source.splits.items():
         taken = list(islice(records, size))
         if len(taken) < size:
-            _refuse_short(name, source, split_name, len(taken))
-        if split_name == split:
-            return taken
-    raise AssertionError(f"split {split!r} was checked before")
+            _refuse_short(name, source, split, len(taken))
+        yield split, taken
 
 
 def resolve(config: RunConfig, ref: str) -> tuple[str, str]:
@@ -63,12 +112,24 @@ def resolve(config: RunConfig, ref: str) -> tuple[str, str]:
     return name, split
 
 
-def _left_out(config: RunConfig, name: str) -> set[str]:
+def _left_out(config: RunConfig, name: str, files_only: bool) -> set[str]:
     """Keys of the single turns of the evaluation's records, unless they come from this very source, and of `disjoint_from`."""
-    refs = [f"{other}/{split}" for other in config.sources[name].disjoint_from for split in config.sources[other].splits or [ALL]]
-    if resolve(config, config.eval.source)[0] != name:
-        refs.append(config.eval.source)
-    return {key for ref in refs for record in load_split(config, ref) for key in _turn_keys(record)}
+    wanted = {other: list(config.sources[other].splits or [ALL]) for other in config.sources[name].disjoint_from}
+    evaluated, split = resolve(config, config.eval.source)
+    if evaluated != name:
+        wanted.setdefault(evaluated, [split])
+    keys: set[str] = set()
+    for other, splits in wanted.items():
+        if files_only and config.sources[other].kind not in FILE_KINDS:
+            continue
+        waiting = set(splits)
+        for found, records in _splits(config, other, files_only=files_only):
+            if found in waiting:
+                keys.update(key for record in records for key in _turn_keys(record))
+                waiting.remove(found)
+            if not waiting:
+                break  # a generator need not make the splits after these
+    return keys
 
 
 def _turn_keys(record: Record) -> Iterator[str]:

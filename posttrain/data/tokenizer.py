@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from posttrain.config.errors import UserError
+from posttrain.data.tokenizer_files import no_chat_template
 
 END_OF_DOCUMENT = "<end_of_document>"
 BEGIN_OF_DOCUMENT = "<begin_of_document>"
@@ -138,9 +139,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
             f"no readable tokenizer ({reason})", where=str(path), instead="put tokenizer.json and tokenizer_config.json there"
         ) from error
     if not tokenizer.chat_template:
-        raise UserError(
-            "tokenizer has no chat template", where=str(path), instead="add the model's chat_template.jinja to the folder"
-        )
+        raise no_chat_template(path)
     if tokenizer.eos_token_id is None:
         raise UserError(
             "tokenizer has no eos_token", where=str(path), instead="name the token that ends a turn in tokenizer_config.json"

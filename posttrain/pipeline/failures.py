@@ -12,8 +12,10 @@ from posttrain.config.errors import UserError
 NEARLY_FULL = 2**20
 """Bytes: with less free space a failed write is put down to the full disk."""
 
-DISK_FULL_TEXTS = ("No space left on device", "os error 28")
-WRITE_FAILED_TEXTS = ("PytorchStreamWriter failed", "file write failed")
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL_TEXTS = ("No space left on device", "os error 28", "Disk quota exceeded", "os error 122")
+# The last is what torch says, on leaving the file, where the write before it failed.
+WRITE_FAILED_TEXTS = ("PytorchStreamWriter failed", "file write failed", "unexpected pos")
 
 
 class NodeFailed(RuntimeError):
@@ -76,7 +78,7 @@ def _root(error: BaseException) -> BaseException:
 
 def _disk_is_full(error: BaseException, log: Path) -> bool:
     text = str(error)
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC or any(part in text for part in DISK_FULL_TEXTS):
+    if (isinstance(error, OSError) and error.errno in DISK_FULL) or any(part in text for part in DISK_FULL_TEXTS):
         return True
     return any(part in text for part in WRITE_FAILED_TEXTS) and shutil.disk_usage(log.parent).free < NEARLY_FULL
 

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-RESTART = "restart"
-"""Name of the record that ends what a stage logged before: it starts again from its first step."""
+from posttrain.stages.metrics import RESTART, RecordTail
 
 
 @dataclass
@@ -47,43 +42,19 @@ class MetricsTail:
     """Follows the file: every `read` takes in what was appended since the last one."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         self.stages: dict[str, StageMetrics] = {}
-        self._offset = 0
-        self._rest = b""
+        self._tail = RecordTail(path)
 
     def read(self) -> dict[str, StageMetrics]:
         """All stages with what they have logged so far; a line that is still being written is left for the next time."""
-        for record in self._records():
+        for record in self._tail.read():
             if record["name"] == RESTART:
                 self.stages[record["stage"]] = StageMetrics()
             else:
                 self.stages.setdefault(record["stage"], StageMetrics()).add(record)
         return self.stages
 
-    def _records(self) -> Iterator[dict[str, Any]]:
-        if not self.path.exists():
-            return
-        with self.path.open("rb") as file:
-            file.seek(self._offset)
-            new = file.read()
-        self._offset += len(new)
-        *lines, self._rest = (self._rest + new).split(b"\n")
-        for line in lines:
-            if line.strip():
-                yield json.loads(line)
-
 
 def read_stages(path: Path) -> dict[str, StageMetrics]:
     """What every stage has logged."""
     return MetricsTail(path).read()
-
-
-def log_restart(path: Path, stage: str) -> None:
-    """Note that a stage starts again from its first step."""
-    line = json.dumps({"step": 0, "stage": stage, "name": RESTART, "value": 0.0, "time": time.time()}) + "\n"
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(handle, line.encode())
-    finally:
-        os.close(handle)

@@ -14,6 +14,7 @@ from posttrain.pipeline.artifacts import Artifact
 from posttrain.pipeline.folder import RunFolder
 from posttrain.pipeline.graph import Node, ancestors, build_graph, descendants, nodes_of
 from posttrain.pipeline.hashing import code_hash
+from posttrain.pipeline.inputs import check_inputs
 from posttrain.pipeline.parts import config_hash
 
 Reason = Literal["done", "new", "config changed", "code changed", "input changed", "redone as asked", "record damaged"]
@@ -103,6 +104,9 @@ def plan(config: RunConfig, *, until: str | None = None, only: str | None = None
     """What `run` with the same arguments would do.
 
     Files of artifacts are not hashed here; `run` does that before it uses them.
+
+    Raises:
+        UserError: no such stage, or a data file or checkpoint that a node still to do needs is broken.
     """
     selection = select(config, until=until, only=only, from_stage=from_stage)
     folder = RunFolder(Path(config.output_dir) / config.name)
@@ -119,6 +123,7 @@ def plan(config: RunConfig, *, until: str | None = None, only: str | None = None
                 done[node.name] = artifact
         cpus, gpus = demand(config, node)
         rows.append(PlanRow(node.name, node.kind, node.parents, reason == "done", reason, cpus, gpus))
+    check_inputs(config, (selection.graph[row.node] for row in rows if not row.cached))
     return Plan(folder.path, tuple(rows))
 
 

@@ -22,16 +22,20 @@ from posttrain.pipeline.folder import RunFolder, State
 from posttrain.pipeline.graph import Node
 from posttrain.pipeline.hashing import code_hash, hash_json
 from posttrain.pipeline.launch import launch, preload
-from posttrain.pipeline.metrics import MetricsTail, log_restart, read_stages
+from posttrain.pipeline.metrics import MetricsTail, read_stages
 from posttrain.pipeline.parts import config_hash
-from posttrain.pipeline.plan import Selection, demand, select, standing
+from posttrain.pipeline.plan import Selection, demand, plan, select, standing
 from posttrain.pipeline.progress import Progress
 from posttrain.pipeline.work import DEFAULT_STEPS, WorkOrder
+from posttrain.stages.metrics import log_restart
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 POLL_SECONDS = 0.2
+
+PRELOAD_SECONDS = 60.0
+"""Longest wait, at the end of a run that ends in its first seconds, for the imports that go on beside it."""
 
 
 def run(
@@ -58,6 +62,7 @@ def run(
         NodeFailed: a step raised something else.
     """
     selection = select(config, until=until, only=only, from_stage=from_stage)
+    plan(config, until=until, only=only, from_stage=from_stage)  # refuses broken inputs before anything is removed or started
     folder = RunFolder(Path(config.output_dir) / config.name)
     try:
         with folder.locked():
@@ -114,10 +119,13 @@ class Execution:
             return
         with ray_cluster(self.config.resources.address) as capacity:
             self._check_resources(capacity)
-            threading.Thread(target=preload, daemon=True, name="preload").start()
+            preloading = threading.Thread(target=preload, daemon=True, name="preload")
+            preloading.start()
             try:
                 self._loop(capacity)
             finally:
+                # An import that is cut off by the end of the interpreter crashes now and then.
+                preloading.join(PRELOAD_SECONDS)
                 self.progress.stop()
         if self.failure is not None:
             raise self.failure

@@ -116,6 +116,15 @@ BROKEN = [
     # Sources.
     Broken("generator without a task", ("    task: chain_sum\n", ""), "sources.addition.task", "add task: chain_sum"),
     by_override("unknown task", "sources.addition.task=chain_sums", "did you mean 'chain_sum'?"),
+    by_override("unknown setting of a task", "sources.addition.params.max_term=3", "did you mean 'max_terms'?"),
+    by_override("size of a task's data set", "sources.addition.params.size=3", "known: ", key="sources.addition.params.size"),
+    by_override(
+        "unknown setting in a composite task",
+        "sources.mix={kind: reasoning_gym, task: composite, splits: {a: 5},"
+        " params: {datasets: [{name: gcd, config: {max_number: 9}}]}}",
+        "did you mean 'max_numbers'?",
+        key="sources.mix.params.datasets.0.config.max_number",
+    ),
     by_override("file without a path", "sources.notes={kind: jsonl}", "add path: data/train.jsonl", key="sources.notes.path"),
     by_override(
         "file that is not there", "sources.notes={kind: jsonl, path: nowhere.jsonl}", "relative paths", key="sources.notes.path"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from posttrain.config import UserError, check, dump_config, load_config
 from posttrain.config.names import suggest
 from posttrain.config.schema import RLStage, SFTStage
-from posttrain.config.tasks import quick_names
+from posttrain.config.tasks import quick_names, quick_settings
 from posttrain.config.yaml_files import dump_yaml, parse_yaml
 from tests.config.examples import VALID, write_valid
 
@@ -115,10 +116,12 @@ def test_what_is_dumped_is_read_back(value: object) -> None:
     assert parse_yaml(dump_yaml(value), "here") == value
 
 
-def test_the_quick_look_knows_every_task() -> None:
+def test_the_quick_look_knows_every_task_and_its_settings() -> None:
     from reasoning_gym.factory import DATASETS
 
-    assert quick_names() == set(DATASETS)
+    assert set(quick_names()) == set(DATASETS)
+    for task, (_, settings) in DATASETS.items():
+        assert quick_settings(task) == {field.name for field in fields(settings)} - {"seed", "size"}, task
 
 
 def test_suggestions_name_the_nearest_or_what_there_is() -> None:

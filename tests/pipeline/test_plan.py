@@ -129,7 +129,8 @@ def test_changed_code_redoes_everything(config, monkeypatch):
 def test_a_changed_data_file_redoes_the_stages_that_read_it(tmp_path):
     data = tmp_path / "data.jsonl"
     data.write_text("{}\n")
-    sources = {"sums": {"kind": "reasoning_gym", "task": "chain_sum"}, "mine": {"kind": "jsonl", "path": str(data)}}
+    sums = {"kind": "reasoning_gym", "task": "chain_sum", "splits": {"train": 8, "test": 4}}
+    sources = {"sums": sums, "mine": {"kind": "jsonl", "path": str(data)}}
     stages = {"one": sft(), "two": sft(data={"mine": 1.0})}
     config = make_config(tmp_path, stages, sources=sources, model={"path": str(tmp_path / "none")})
     complete(config)

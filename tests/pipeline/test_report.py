@@ -13,8 +13,9 @@ from posttrain.pipeline import svg
 from posttrain.pipeline.artifacts import seal
 from posttrain.pipeline.folder import RunFolder, State
 from posttrain.pipeline.graph import build_graph
-from posttrain.pipeline.metrics import MetricsTail, log_restart, read_stages
+from posttrain.pipeline.metrics import MetricsTail, read_stages
 from posttrain.pipeline.report import table, table_json, write_html
+from posttrain.stages.metrics import log_restart
 from tests.pipeline.configs import make_config, sft
 
 

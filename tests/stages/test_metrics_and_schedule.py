@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from posttrain.config.schema import OptimSection
-from posttrain.stages.metrics import MetricsWriter, read_metrics
+from posttrain.stages.metrics import MetricsWriter, log_restart, read_metrics
 from posttrain.stages.schedule import learning_rate
 
 
@@ -35,6 +36,35 @@ def test_a_line_being_written_is_left_out_and_no_file_is_no_record(tmp_path: Pat
     with path.open("a") as file:
         file.write('{"step": 2, "sta')
     assert len(read_metrics(path)) == 1
+
+
+def test_what_a_stage_logged_before_it_started_again_does_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    sft, rl = MetricsWriter(path, "sft"), MetricsWriter(path, "rl")
+    for step in (1, 2, 3):
+        sft.log(step, {"loss": 4.0 - step})
+    rl.log(1, {"reward": 0.5})
+    log_restart(path, "sft")
+    sft.log(1, {"loss": 9.0})
+    assert [(r["stage"], r["step"], r["value"]) for r in read_metrics(path)] == [("rl", 1, 0.5), ("sft", 1, 9.0)]
+
+
+def test_a_line_that_a_full_disk_cut_off_costs_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "metrics.jsonl"
+    writer = MetricsWriter(path, "sft")
+    writer.log(1, {"loss": 1.0})
+    with path.open("a") as file:
+        file.write('{"step": 2, "sta')
+    writer.log(2, {"loss": 0.5})
+    assert [(r["step"], r["value"]) for r in read_metrics(path)] == [(1, 1.0), (2, 0.5)]
+    assert str(path) in caplog.text
+
+
+def test_a_line_that_is_not_written_whole_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = os.write
+    monkeypatch.setattr(os, "write", lambda handle, line: whole(handle, line[:10]))
+    with pytest.raises(OSError, match="No space left"):
+        MetricsWriter(tmp_path / "metrics.jsonl", "sft").log(1, {"loss": 1.0})
 
 
 def test_what_is_not_finite_stays_valid_json(tmp_path: Path) -> None:
