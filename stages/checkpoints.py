@@ -7,15 +7,20 @@ manifest is written last and atomically, so a process that dies while saving lea
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from posttrain.config.errors import UserError
 from posttrain.stages.files import read_json, write_json
 
 MANIFEST = "checkpoint.json"
 PREFIX = "checkpoint-"
+SELF = "sha256"
+"""Key of the manifest's hash of itself."""
 
 logger = logging.getLogger(__name__)
 
@@ -49,18 +54,30 @@ def seal(folder: Path, step: int, seconds: float, tokens: int, world_size: int, 
     """Hash a checkpoint's files and write its manifest, which makes it complete."""
     files = {str(path.relative_to(folder)): _sha256(path) for path in _files(folder)}
     manifest = Manifest(step, seconds, tokens, world_size, zero_stage, files)
-    write_json(folder / MANIFEST, asdict(manifest))
+    fields = asdict(manifest)
+    write_json(folder / MANIFEST, {**fields, SELF: _digest(fields)})
     return manifest
 
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a checkpoint folder; UserError where it is missing or broken."""
-    return Manifest(**read_json(folder / MANIFEST))
+    path = folder / MANIFEST
+    try:
+        fields = read_json(path)
+    except UnicodeDecodeError:
+        fields = None
+    if not isinstance(fields, dict) or fields.pop(SELF, None) != _digest(fields):
+        raise UserError("file is damaged", where=str(path))
+    return Manifest(**fields)
 
 
 def damage(folder: Path) -> str | None:
     """What is wrong with a sealed checkpoint ("model.safetensors is damaged"), or None; reads every file."""
-    for name, expected in read_manifest(folder).files.items():
+    try:
+        manifest = read_manifest(folder)
+    except UserError:
+        return f"{MANIFEST} is damaged"
+    for name, expected in manifest.files.items():
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
@@ -122,6 +139,10 @@ def _sealed(root: Path) -> list[Path]:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+
+
+def _digest(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -27,6 +27,8 @@ def deepspeed_config(zero_stage: int, dtype: str, batch_per_rank: int, world_siz
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": dtype == "bfloat16"},
+        # Gradients of a step's micro-batches are summed in fp32; with bf16 a small one would be lost in a large sum.
+        "data_types": {"grad_accum_dtype": "fp32"},
         "fp16": {"enabled": False},
         "gradient_clipping": max_grad_norm,
         "gradient_accumulation_steps": 1,

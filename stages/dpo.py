@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,8 @@ from posttrain.stages import group
 from posttrain.stages.devices import default_device, placed
 from posttrain.stages.files import read_records, replace_file
 from posttrain.stages.job import StageJob
+from posttrain.stages.packed_trainer import PackedTrainer
 from posttrain.stages.packs import Group, PackCollator, PackedDataset, document_sums, layout_of, plan_packs
-from posttrain.stages.trainer import StageTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +51,20 @@ def dpo_losses(
     return -F.logsigmoid(beta * ((chosen - ref_chosen) - (rejected - ref_rejected)))
 
 
-class DPOStageTrainer(StageTrainer):
+@dataclass(frozen=True)
+class Reference:
+    """What the model before training says of the stage's pairs.
+
+    Attributes:
+        logprobs: fp32 [groups, 2], log-probabilities of both answers of every group; zero for groups in no pack.
+        seconds: wall time that computing them took.
+    """
+
+    logprobs: torch.Tensor
+    seconds: float
+
+
+class DPOStageTrainer(PackedTrainer):
     """Mean of `dpo_losses` over the step's pairs, plus `sft_weight` times the chosen answers' mean loss per token."""
 
     section: DPOStage
@@ -60,18 +75,19 @@ class DPOStageTrainer(StageTrainer):
         model: MiniMaxText01ForCausalLM,
         tokenizer: PreTrainedTokenizerBase,
         dataset: PackedDataset,
-        reference: torch.Tensor,
+        reference: Reference,
     ) -> None:
         """Train `model` in place.
 
         Args:
             job, model, tokenizer: as in `StageTrainer`.
             dataset: groups are pairs (chosen, rejected).
-            reference: fp32 [groups, 2], log-probabilities of both answers under the model before training.
+            reference: of the model before training; what it took counts into the stage's time.
         """
-        self.reference = reference
-        collator = PackCollator(dataset.groups)
-        super().__init__(job, model, tokenizer, dataset, job.stage.batch_size, data_collator=collator)
+        self.reference = reference.logprobs
+        self._margins: list[torch.Tensor] = []
+        super().__init__(job, model, tokenizer, dataset)
+        self.prepare_seconds += reference.seconds
 
     def count_items(self, batch: dict[str, Any]) -> tuple[list[int], int]:
         """Pairs, and tokens of chosen answers; all tokens."""
@@ -95,13 +111,20 @@ class DPOStageTrainer(StageTrainer):
         loss = dpo_losses(chosen, rejected, reference[:, 0], reference[:, 1], self.section.beta).sum() / pairs
         if self.section.sft_weight:
             loss = loss - self.section.sft_weight * chosen.sum() / chosen_tokens
-        self._note_margins((chosen - reference[:, 0]) - (rejected - reference[:, 1]))
+        self._margins.append(((chosen - reference[:, 0]) - (rejected - reference[:, 1])).detach())
         loss = loss * self.args.world_size
         return (loss, outputs) if return_outputs else loss
 
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """As in `PackedTrainer`; notes what the step's pairs say."""
+        self._margins.clear()
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._note_margins(torch.cat(self._margins))
+        return loss
+
     def _note_margins(self, margins: torch.Tensor) -> None:
         sums = torch.stack([(margins > 0).sum().to(margins), margins.sum(), torch.tensor(len(margins)).to(margins)])
-        right, total, count = group.total(sums.detach()).tolist()
+        right, total, count = group.total(sums).tolist()
         self.note("accuracy", right / count)
         self.note("margin", self.section.beta * total / count)
 
@@ -114,30 +137,33 @@ def dpo_dataset(job: StageJob, tokenizer: PreTrainedTokenizerBase) -> PackedData
     return plan_packs(sources, job.stage, job.config.seed)
 
 
-def reference_logprobs(model: MiniMaxText01ForCausalLM, dataset: PackedDataset, cache: Path) -> torch.Tensor:
-    """Log-probabilities of every group's two answers under `model`, fp32 [groups, 2]; zero for groups in no pack.
+def reference_logprobs(model: MiniMaxText01ForCausalLM, dataset: PackedDataset, cache: Path) -> Reference:
+    """Log-probabilities of both answers of every group that lies in a pack, under `model`.
 
-    Read from `cache` where it fits the dataset; else computed, each rank its share, and written there. So no second model
-    is in memory while the first one trains.
+    Read from `cache` where that was made from the same weights and the same groups; else computed, each rank its share, and
+    written there. So no second model is in memory while the first one trains.
     """
-    key = _digest(dataset.groups)
-    known = group.broadcast(_read_cache(cache, key) if group.rank() == 0 else None)
+    used = sorted({index for members in dataset.packs for index in members})
+    key = _digest(model, dataset.groups, used) if group.rank() == 0 else ""
+    known: Reference | None = group.broadcast(_read_cache(cache, key) if group.rank() == 0 else None)
     if known is not None:
         return known
+    started = time.monotonic()
     collator = PackCollator(dataset.groups)
     device = default_device()
     model = placed(model).eval()
     values = torch.zeros(len(dataset.groups), 2, device=device)
-    used = sorted({index for members in dataset.packs for index in members})
     with torch.no_grad():
         for index in used[group.rank() :: group.world_size()]:
             batch = collator([[index]])
             output = model(batch["input_ids"].to(device), layout=layout_of(batch), return_token_logprobs=True)
             values[index] = document_sums(output.token_logprobs * (batch["labels"] != IGNORE).to(device), layout_of(batch))
     values = group.total(values).cpu()
+    seconds = group.broadcast(time.monotonic() - started)
     if group.rank() == 0:
-        replace_file(cache, lambda path: save_file({"logprobs": values}, path, metadata={"documents": key}))
-    return values
+        metadata = {"key": key, "seconds": repr(seconds)}
+        replace_file(cache, lambda path: save_file({"logprobs": values}, path, metadata=metadata))
+    return Reference(values, seconds)
 
 
 def train_dpo(job: StageJob, folder: Path) -> None:
@@ -151,21 +177,27 @@ def train_dpo(job: StageJob, folder: Path) -> None:
     trainer.save_final(folder)
 
 
-def _read_cache(cache: Path, key: str) -> torch.Tensor | None:
+def _read_cache(cache: Path, key: str) -> Reference | None:
     if not cache.exists():
         return None
     try:
         with safe_open(cache, framework="pt") as file:
-            if (file.metadata() or {}).get("documents") == key:
-                return file.get_tensor("logprobs")
+            metadata = file.metadata() or {}
+            if metadata.get("key") == key:
+                return Reference(file.get_tensor("logprobs"), float(metadata["seconds"]))
     except SafetensorError as error:
         logger.warning("%s: damaged (%s); computing it again", cache, error)
     return None
 
 
-def _digest(groups: Sequence[Group]) -> str:
+def _digest(model: nn.Module, groups: Sequence[Group], used: Sequence[int]) -> str:
+    """Hash of all that the log-probabilities depend on: weights, and the groups computed with their places."""
     digest = hashlib.sha256()
-    for pair in groups:
-        for document in pair.documents:
-            digest.update(str((document.input_ids, document.labels)).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    digest.update(str(len(groups)).encode())
+    for index in used:
+        for document in groups[index].documents:
+            digest.update(str((index, document.input_ids, document.labels)).encode())
     return digest.hexdigest()

@@ -70,17 +70,27 @@ class Preparation:
     def sample(self, records: Sequence[Record], sampling: SamplingSection, longest: int) -> list[tuple[Record, list[Answer]]]:
         """Records whose prompt leaves room for an answer within `longest` tokens, each with its drawn answers.
 
-        Of more records than `num_prompts` the first are taken, source by source in turn, so that each has its share.
+        The others are counted and left out. Of more records than `num_prompts` the first are taken, source by source in turn,
+        so that each has its share.
         """
         chosen = _in_turn(records)[: sampling.num_prompts]
         room = longest - sampling.max_new_tokens
-        chosen = [r for r in chosen if "prompt" in r and len(encode_prompt(self.tokenizer, r["prompt"])) <= room]
+        chosen = [record for record in chosen if self._can_answer(record, room)]
         model = placed(load_causal_lm(self.job.inputs["init"])).eval()
         seeds = [(self.job.config.seed, stream(self.job.name), number) for number in range(len(chosen))]
         drawn = draw(EmbeddedEngine(model), self.tokenizer, [r["prompt"] for r in chosen], sampling, seeds)
         self.counts["prompts_sampled"] += len(chosen)
         self.counts["answers_drawn"] += sum(len(answers) for answers in drawn)
         return list(zip(chosen, drawn, strict=True))
+
+    def _can_answer(self, record: Record, room: int) -> bool:
+        if "prompt" not in record:
+            self.counts["no_prompt"] += 1
+        elif len(encode_prompt(self.tokenizer, record["prompt"])) > room:
+            self.counts["prompt_too_long"] += 1
+        else:
+            return True
+        return False
 
     def write(self, folder: Path, records: Sequence[Record]) -> dict[str, Any]:
         """Write records.jsonl; returns the statistics. UserError where a source with weight has no records."""
@@ -128,7 +138,7 @@ def prepare_rl(job: StageJob, folder: Path) -> dict[str, Any]:
     loaded = work.load(stage.data)
     for ref in stage.data:
         require_prompts([record for record in loaded if record["source"] == ref], ref)
-    records = work.fitting(loaded, lambda r: len(encode_prompt(work.tokenizer, r["prompt"])) + room)
+    records = work.fitting(loaded, lambda r: len(encode_prompt(work.tokenizer, r["prompt"])) + room, stage.min_length)
     by_source = {ref: [r for r in records if r["source"] == ref] for ref in stage.data}
     counts = {ref: len(members) for ref, members in by_source.items()}
     order = sample_mixture(counts, stage.data, stage.steps * stage.prompts_per_step, job.config.seed)

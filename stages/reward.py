@@ -7,6 +7,8 @@ pads its batches; the model takes the padding out again, so no compute is spent 
 from __future__ import annotations
 
 import logging
+import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from trl import RewardConfig, RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from posttrain.config.errors import UserError
-from posttrain.config.schema import RewardStage
+from posttrain.config.schema import RewardStage, SamplingSection
 from posttrain.data.encode import encode_pair
 from posttrain.data.mixture import sample_mixture
 from posttrain.data.tokenizer import load_tokenizer
@@ -79,21 +81,16 @@ def prepare_reward(job: StageJob, folder: Path) -> dict[str, Any]:
 
     The better answer is a sample that the verifier accepts, else the demonstration. The worse one is a sample that it
     refuses; for a prompt whose samples are all right, the answer of a neighbouring prompt that is wrong here. Training
-    takes every distinct wrong answer, the held-out set one of each prompt.
+    takes every distinct wrong answer; the held-out set takes one of each prompt, drawn from them, so that both sets have
+    the same mixture of near and wild mistakes.
     """
     stage, work = job.stage, Preparation.of(job)
     assert isinstance(stage, RewardStage)
     length = pair_length(work.tokenizer, stage)
-    pairs = work.fitting(_pairs(work, work.load(stage.data), stage, every=True), length)
+    pairs = work.fitting(_pairs(work, work.load(stage.data), stage.sampling, every=True), length, stage.min_length)
     heldout = Preparation(job, work.tokenizer)
-    candidates = heldout.load(stage.heldout)[: 2 * stage.heldout_pairs]
-    chosen = heldout.fitting(_pairs(heldout, candidates, stage, every=False), length)[: stage.heldout_pairs]
-    if len(chosen) < stage.heldout_pairs:
-        raise UserError(
-            f"{len(chosen)} held-out pairs could be made, {stage.heldout_pairs} are asked for",
-            where=f"stages.{job.name}.heldout_pairs",
-            instead="add records or ask for fewer",
-        )
+    made = _pairs(heldout, _candidates(heldout, stage), stage.sampling.model_copy(update={"num_prompts": None}), every=False)
+    chosen = _by_weight(job, heldout.fitting(made, length, stage.min_length), stage)
     write_records(folder / "heldout.jsonl", chosen)
     return {**work.write(folder, pairs), "heldout_pairs": len(chosen)}
 
@@ -142,9 +139,37 @@ def _is_reward_model(job: StageJob) -> bool:
     return isinstance(stage, RewardStage)
 
 
-def _pairs(work: Preparation, records: Sequence[Record], stage: RewardStage, every: bool) -> list[Record]:
+def _candidates(work: Preparation, stage: RewardStage) -> list[Record]:
+    """Held-out records by the weights of their sources, twice as many as asked for because not each gives a pair."""
+    sources = _by_source(work.load(stage.heldout), stage)
+    counts = {ref: len(members) for ref, members in sources.items()}
+    order = sample_mixture(counts, stage.heldout, 2 * stage.heldout_pairs, work.job.config.seed)
+    return [sources[ref][index] for ref, index in dict.fromkeys(order)]
+
+
+def _by_weight(job: StageJob, pairs: Sequence[Record], stage: RewardStage) -> list[Record]:
+    """`heldout_pairs` of the pairs, each source's number by its weight. UserError where a source has too few."""
+    sources = _by_source(pairs, stage)
+    counts = {ref: len(members) for ref, members in sources.items()}
+    order = sample_mixture(counts, stage.heldout, stage.heldout_pairs, job.config.seed)
+    for ref, wanted in Counter(ref for ref, _ in order).items():
+        if wanted > counts[ref]:
+            raise UserError(
+                f"{counts[ref]} held-out pairs of {ref} could be made, {wanted} are asked for",
+                where=f"stages.{job.name}.heldout_pairs",
+                instead="add records or ask for fewer",
+            )
+    return [sources[ref][index] for ref, index in order]
+
+
+def _by_source(records: Sequence[Record], stage: RewardStage) -> dict[str, list[Record]]:
+    return {ref: [record for record in records if record["source"] == ref] for ref in stage.heldout}
+
+
+def _pairs(work: Preparation, records: Sequence[Record], sampling: SamplingSection, every: bool) -> list[Record]:
     given = [record for record in records if "chosen" in record]
-    sampled = work.sample([record for record in records if "chosen" not in record], stage.sampling, stage.max_length)
+    sampled = work.sample([record for record in records if "chosen" not in record], sampling, work.job.stage.max_length)
+    drawn = random.Random(work.job.config.seed)
     made: list[Record] = []
     for number, (record, answers) in enumerate(sampled):
         right, wrong = right_and_wrong(record, answers)
@@ -156,7 +181,7 @@ def _pairs(work: Preparation, records: Sequence[Record], stage: RewardStage, eve
             work.counts["no_pair"] += 1
             continue
         kept = {name: record[name] for name in record if name != "completion"}
-        for text in wrong if every else wrong[:1]:
+        for text in wrong if every else [drawn.choice(wrong)]:
             made.append({**kept, "chosen": assistant(right[0]), "rejected": assistant(text)})
     return given + made
 

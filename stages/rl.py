@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,16 +79,8 @@ class RLStageTrainer(StageTrainer):
         breakdowns = self.reward.score(samples)
         flat = [answer for drawn in answers for answer in drawn]
         weights, advantages = self._credit(flat, breakdowns)
-        losses = []
         batches = self._micro_batches(flat, weights, advantages)
-        for number, batch in enumerate(batches):
-            last = number == len(batches) - 1
-            self.accelerator.gradient_state._set_sync_gradients(last)
-            with nullcontext() if last or self.is_deepspeed_enabled else self.accelerator.no_sync(model):
-                loss = self._loss(model, batch) * self.args.world_size
-                self.accelerator.backward(loss, **({"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}))
-            losses.append(loss.detach())
-        return torch.stack(losses).sum()
+        return self.accumulate(model, [partial(self._loss, model, batch) for batch in batches])
 
     def _sample(self, model: nn.Module, records: Sequence[Record]) -> list[list[Answer]]:
         """Answers of this rank's prompts from the weights as they are."""
@@ -115,7 +108,7 @@ class RLStageTrainer(StageTrainer):
         self.note("answer_length", sum(lengths) / len(samples))
         self.trained_tokens += sum(lengths) + sum(prompt for *_, prompt in samples)
         if stage.shuffle_rewards:
-            random.Random(derive_seed(self.job.config.seed, stream("shuffle"), self.state.global_step)).shuffle(rewards)
+            rewards = shuffled_rewards(rewards, self.job.config.seed, self.state.global_step)
         weights = sample_weights(stage.objective, lengths)
         advantages = group_advantages(
             torch.tensor(rewards, dtype=torch.float64), stage.sampling.samples_per_prompt, stage.scale_advantages
@@ -151,7 +144,13 @@ class RLStageTrainer(StageTrainer):
             output.token_logprobs, batch.old_logprobs.to(device), reference, batch.advantages.to(device), batch.mask.to(device)
         )
         losses = OBJECTIVES[self.section.objective](policy, self.section)
-        return (losses * batch.weights.to(device)).sum()
+        return (losses * batch.weights.to(device)).sum() * self.args.world_size
+
+
+def shuffled_rewards(rewards: Sequence[float], seed: int, step: int) -> list[float]:
+    """The step's rewards in another order, drawn from seed and step alone, so equal on every rank."""
+    order = random.Random(derive_seed(seed, stream("shuffle"), step))
+    return order.sample(list(rewards), len(rewards))
 
 
 def train_rl(job: StageJob, folder: Path) -> None:

@@ -16,22 +16,14 @@ from transformers import PreTrainedTokenizerBase
 from posttrain.data.encode import IGNORE, encode_document
 from posttrain.data.tokenizer import load_tokenizer
 from posttrain.model.loading import load_causal_lm
-from posttrain.model.modeling import MiniMaxText01ForCausalLM
 from posttrain.stages.files import read_records
 from posttrain.stages.job import StageJob
-from posttrain.stages.packs import Group, PackCollator, PackedDataset, layout_of, plan_packs
-from posttrain.stages.trainer import StageTrainer
+from posttrain.stages.packed_trainer import PackedTrainer
+from posttrain.stages.packs import Group, PackedDataset, layout_of, plan_packs
 
 
-class SFTStageTrainer(StageTrainer):
+class SFTStageTrainer(PackedTrainer):
     """loss = -sum over trained tokens of log p(token | its document so far) / trained tokens of the step, over all ranks."""
-
-    def __init__(
-        self, job: StageJob, model: MiniMaxText01ForCausalLM, tokenizer: PreTrainedTokenizerBase, dataset: PackedDataset
-    ) -> None:
-        """Train `model` in place on `dataset`; see `StageTrainer` for errors."""
-        collator = PackCollator(dataset.groups)
-        super().__init__(job, model, tokenizer, dataset, job.stage.batch_size, data_collator=collator)
 
     def count_items(self, batch: dict[str, Any]) -> tuple[list[int], int]:
         """Trained tokens; all tokens."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,9 @@ from posttrain.stages.files import read_json
 from posttrain.stages.job import StageJob
 from posttrain.stages.metrics import MetricsWriter
 from posttrain.stages.schedule import learning_rate
+
+GATE = "block_sparse_moe.gate.weight"
+"""End of the name of a router gate, which checkpoints hold in fp32 whatever the other weights are in."""
 
 
 class StageTrainer(Trainer):
@@ -66,6 +71,7 @@ class StageTrainer(Trainer):
         """
         self.job, self.tokenizer = job, tokenizer
         self.section: AnyStage = job.stage
+        self._gates: dict[str, torch.Tensor] = {}
         self.metrics = MetricsWriter(job.metrics_path, job.name)
         self.trained_tokens = 0
         self.prepare_seconds = _prepare_seconds(job)
@@ -129,7 +135,7 @@ class StageTrainer(Trainer):
             )
         self._earlier_seconds, self.trained_tokens = manifest.seconds, manifest.tokens
 
-    # Data order, counts, optimizer
+    # Data order, counts, gradients, optimizer
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int]:
         return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)  # type: ignore[arg-type]
@@ -140,6 +146,26 @@ class StageTrainer(Trainer):
         totals = group.total(torch.tensor(sums, dtype=torch.int64, device=device))
         self.trained_tokens += int(totals[-1])
         return totals[:-1]
+
+    def accumulate(self, model: nn.Module, losses: Sequence[Callable[[], torch.Tensor]]) -> torch.Tensor:
+        """Add up the gradients of losses, one computed after the other, and their sum; ranks exchange with the last one.
+
+        Args:
+            model: as the Trainer wrapped it.
+            losses: compute the parts of the rank's loss, times the number of ranks; equally many on every rank.
+
+        Returns:
+            the sum, fp32 scalar without a graph.
+        """
+        parts = []
+        for number, compute in enumerate(losses):
+            last = number == len(losses) - 1
+            self.accelerator.gradient_state._set_sync_gradients(last)
+            with nullcontext() if last or self.is_deepspeed_enabled else self.accelerator.no_sync(model):
+                loss = compute()
+                self.accelerator.backward(loss, **({"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}))
+            parts.append(loss.detach())
+        return torch.stack(parts).sum()
 
     def floating_point_ops(self, inputs: Any) -> int:
         """0: the Trainer's estimate is for dense models."""
@@ -170,8 +196,25 @@ class StageTrainer(Trainer):
             checkpoints.prune(folder.parent, self.section.keep_checkpoints, folder)
         group.barrier()
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write model and tokenizer; call on every rank."""
+        self._gates = self._fp32_gates()
+        super().save_model(output_dir, _internal_call)
+
+    def _fp32_gates(self) -> dict[str, torch.Tensor]:
+        """Router gates from DeepSpeed's master weights, where the module's own are in bf16; every rank takes part."""
+        if not (self.is_deepspeed_enabled and self.args.bf16):
+            return {}
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        assert self.model is not None
+        gates = {name: weight for name, weight in self.model.named_parameters() if name.endswith(GATE)}
+        return {name: safe_get_full_fp32_param(weight).cpu() for name, weight in gates.items()}
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         assert isinstance(self.model, PreTrainedModel) and output_dir is not None
+        if self._gates:
+            state_dict = {**(self.model.state_dict() if state_dict is None else state_dict), **self._gates}
         save_model(self.model, self.tokenizer, output_dir, state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -197,9 +240,6 @@ class StageTrainer(Trainer):
         self._logged_at = (now, tokens)
         if group.rank() == 0:
             self.metrics.log(self.state.global_step, values)
-        target = self.section.target_loss
-        if target is not None and logs["loss"] <= target:
-            self.control.should_training_stop = True
 
 
 class _TimeLimit(TrainerCallback):

@@ -14,6 +14,8 @@ DRIVER_DEFAULTS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
     # Four processes of a stage import torch at once, on a busy two-core machine for longer than the default of 60 s.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+    # Without it Ray lets a task of no GPUs see all that its machine has.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
@@ -29,6 +31,11 @@ def set_driver_environment(*, local: bool) -> None:
     """Set what is not set yet; before the first import of ray."""
     for name, value in {**DRIVER_DEFAULTS, **(LOCAL_DEFAULTS if local else {})}.items():
         os.environ.setdefault(name, value)
+
+
+def hide_gpus() -> None:
+    """Let this process see no GPU; before torch first looks for one. A cluster that is joined has its own settings of Ray."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def set_threads(threads: int) -> None:

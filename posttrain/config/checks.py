@@ -313,12 +313,30 @@ def _check_stages(config: RunConfig, at: Origins) -> None:
                 where=at.where(f"{key}.sampling.samples_per_prompt"),
                 instead="write at least 2",
             )
+        if isinstance(stage, RLStage):
+            _refuse_meaningless_for_rl(stage, key, at)
         if isinstance(stage, SFTStage) and not stage.demonstrations and sampling is None:
             raise UserError(
                 "false leaves nothing to train on, because there is no sampling",
                 where=at.where(f"{key}.demonstrations"),
                 instead="write true, or add a sampling section",
             )
+
+
+def _refuse_meaningless_for_rl(stage: RLStage, key: str, at: Origins) -> None:
+    """Options that other kinds share, at another value than their default: a written-out config names them all."""
+    if stage.batch_size != type(stage).model_fields["batch_size"].default:
+        raise UserError(
+            f"'batch_size' means nothing for kind rl (value {stage.batch_size})",
+            where=at.where(f"{key}.batch_size"),
+            instead="take it out: prompts_per_step sets the size of a step",
+        )
+    if stage.sampling.num_prompts is not None:
+        raise UserError(
+            f"'num_prompts' means nothing for kind rl (value {stage.sampling.num_prompts})",
+            where=at.where(f"{key}.sampling.num_prompts"),
+            instead="take it out: a stage uses steps * prompts_per_step prompts",
+        )
 
 
 def _at_most(low: float, low_key: str, high: float, high_key: str, section: str, at: Origins) -> None:

@@ -101,7 +101,11 @@ class SamplingSection(Section):
         [1.0], min_length=1, description="Temperatures, used in turn (paper section 5.3: several)."
     )
     max_new_tokens: int = Field(16, ge=1, description="Longest answer.")
-    num_prompts: int | None = Field(None, ge=1, description="Prompts sampled; null takes all of the stage's prompts.")
+    num_prompts: int | None = Field(
+        None,
+        ge=1,
+        description="Prompts sampled for training data; null takes all of the stage's prompts. Means nothing for kind rl.",
+    )
 
 
 class RewardSection(Section):
@@ -141,15 +145,16 @@ class StageSection(Section):
     data: dict[str, float] = Field(min_length=1, description="Weight of each SOURCE/SPLIT in the stage's documents.")
     steps: int = Field(ge=1, description="Optimizer steps.")
     max_length: int = Field(256, ge=2, description="Longest document in tokens; longer ones are dropped and counted.")
-    min_length: int = Field(1, ge=1, description="Shortest document in tokens; shorter ones are dropped and counted.")
-    pack_length: int = Field(1024, ge=2, description="Tokens of a packed sequence; at least max_length.")
-    batch_size: int = Field(1, ge=1, description="Packed sequences a step, over all workers; divisible by the number of workers.")
-    optim: OptimSection = Field(default_factory=OptimSection, description="Optimizer and schedule.")
-    target_loss: float | None = Field(
-        None,
-        gt=0,
-        description="The stage ends early once the mean loss over logging_steps falls to this; null takes all steps.",
+    min_length: int = Field(
+        1,
+        ge=1,
+        description="Shortest document in tokens (of kind rl: prompt with max_new_tokens); shorter ones are dropped and counted.",
     )
+    pack_length: int = Field(1024, ge=2, description="Tokens of a packed sequence; at least max_length.")
+    batch_size: int = Field(
+        1, ge=1, description="Packed sequences a step, over all workers; divisible by their number. Means nothing for kind rl."
+    )
+    optim: OptimSection = Field(default_factory=OptimSection, description="Optimizer and schedule.")
     save_steps: int = Field(100, ge=1, description="Steps between checkpoints.")
     keep_checkpoints: int = Field(1, ge=1, description="Complete checkpoints kept while the stage runs.")
     logging_steps: int = Field(10, ge=1, description="Steps between metric records.")
@@ -196,7 +201,7 @@ class RewardStage(StageSection):
     sampling: SamplingSection = Field(
         default_factory=lambda: SamplingSection(),
         description="How wrong answers are drawn from the init model; "
-        "prompts whose samples are all right get a wrong answer of a neighbouring prompt.",
+        "every training prompt also gets an answer of a neighbouring prompt.",
     )
     heldout: dict[str, float] = Field(min_length=1, description="Weight of each SOURCE/SPLIT for held-out pairs.")
     heldout_pairs: int = Field(500, ge=1, description="Held-out pairs scored after training.")

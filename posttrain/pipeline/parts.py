@@ -47,16 +47,20 @@ def config_part(config: RunConfig, node: Node) -> dict[str, Any]:
         if config.model.path is None:
             part["tokenizer"] = config.tokenizer.model_dump(mode="json")
             part["sources"] = _sources(config, config.sources)
+            # Texts are taken split by split, a source's up to a number; held-out prompts are in no split but their own.
+            part["tokenizer_data"] = list(dict.fromkeys(ref for stage in config.stages.values() for ref in stage.data))
+            part["eval_source"] = config.eval.source
         return part
     if node.step == "evaluate":
         part["eval"] = config.eval.model_dump(mode="json")
         part["sources"] = _sources(config, [config.eval.source])
     if node.step in ("prepare", "train"):
-        stage = config.stages[node.stage].model_dump(mode="json")
+        stage = _ordered(config.stages[node.stage].model_dump(mode="json"), "data", "heldout")
         ignored = TRAINING_ONLY if node.step == "prepare" else BOOKKEEPING
         part["stage"] = {key: value for key, value in stage.items() if key not in ignored}
         # Held-out prompts are left out of every split, so the data depends on the evaluation's source too.
-        part["sources"] = _sources(config, [*stage["data"], *stage.get("heldout", {}), config.eval.source])
+        refs = [ref for ref, _ in [*stage["data"], *stage.get("heldout", [])]]
+        part["sources"] = _sources(config, [*refs, config.eval.source])
         part["eval_source"] = config.eval.source
     if node.step == "train":
         resources = config.resources
@@ -74,10 +78,15 @@ def _sources(config: RunConfig, refs: Iterable[str]) -> dict[str, Any]:
             names.update(config.sources[name].disjoint_from)
     for name in sorted(names):
         source = config.sources[name]
-        found[name] = source.model_dump(mode="json")
+        found[name] = _ordered(source.model_dump(mode="json"), "splits")
         if source.kind in ("jsonl", "parquet") and source.path is not None and Path(source.path).is_file():
             found[name]["file"] = hash_file(Path(source.path))
     return found
+
+
+def _ordered(section: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """The section with these mappings as lists of pairs: their order changes the result, and hashing sorts keys."""
+    return {key: list(map(list, value.items())) if key in keys else value for key, value in section.items()}
 
 
 def _fingerprint(path: str | None) -> list[list[Any]] | None:

@@ -124,7 +124,8 @@ class Execution:
             try:
                 self._loop(capacity)
             finally:
-                # An import that is cut off by the end of the interpreter crashes now and then.
+                # Left alone, it may ask a Ray that is shut down, which ends the process on the spot, or be cut off by the end
+                # of the interpreter, which crashes.
                 preloading.join(PRELOAD_SECONDS)
                 self.progress.stop()
         if self.failure is not None:
@@ -253,6 +254,7 @@ class Execution:
             job=job,
             folder=self.folder.node_folder(node),
             threads=self.config.resources.cpus_per_worker,
+            gpus=demand(self.config, node)[1] > 0,
             log=stage_folder / "logs" / f"{node.step}.log",
             lock=self.folder.worker_lock_path,
             directory=Path.cwd(),

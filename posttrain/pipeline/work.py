@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from posttrain.cluster.environment import set_seeds, set_threads
+from posttrain.cluster.environment import hide_gpus, set_seeds, set_threads
 from posttrain.config.schema import RunConfig
 from posttrain.pipeline.failures import rank_log
 
@@ -50,6 +50,7 @@ class WorkOrder:
         job: arguments of StageJob.
         folder: where the artifact's files go.
         threads: threads of the worker.
+        gpus: whether the worker may use a GPU.
         log: log file; rank r > 0 writes to NAME-rank<r>.log beside it.
         lock: file held while the worker writes.
         directory: working directory, that the config's paths are relative to.
@@ -60,6 +61,7 @@ class WorkOrder:
     job: Mapping[str, Any]
     folder: Path
     threads: int
+    gpus: bool
     log: Path
     lock: Path
     directory: Path
@@ -77,6 +79,8 @@ def load_steps(module: str) -> Steps:
 
 def execute(order: WorkOrder, rank: int = 0) -> None:
     """Do the step in this process. What it raises goes to the log, and on to the driver."""
+    if not order.gpus:
+        hide_gpus()
     if order.directory.is_dir():
         os.chdir(order.directory)
     log = rank_log(order.log, rank)

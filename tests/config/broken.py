@@ -89,6 +89,9 @@ BROKEN = [
     by_override(
         "override that adds an unknown key", "stages.new={kind: sft, step: 3}", "did you mean 'steps'?", key="stages.new.step"
     ),
+    # Options that mean nothing for the stage's kind.
+    by_override("packs of online RL", "stages.rl.batch_size=4", "prompts_per_step sets the size of a step"),
+    by_override("bound on prompts of online RL", "stages.rl.sampling.num_prompts=4", "steps * prompts_per_step prompts"),
     # Names and references.
     Broken("stage called base", ("  sft:\n", "  base:\n"), "stages.base", "rename the stage"),
     Broken("stage name with a dot", ("  sft:\n", "  sft.short:\n"), "stages.sft.short", "use letters, digits"),

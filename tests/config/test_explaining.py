@@ -37,6 +37,7 @@ sources.NAME.path
 sources.NAME.subset
 sources.NAME.hub_split
 sources.NAME.shots
+sources.NAME.disjoint_from
 sources.NAME.splits
 resources.address
 resources.num_workers

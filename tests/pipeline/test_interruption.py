@@ -70,3 +70,17 @@ def test_a_stopped_command_keeps_what_is_done_and_the_next_one_goes_on(tmp_path,
     assert {node["state"] for node in nodes.values()} == {"done"}
     assert workers_have_gone(tmp_path)
     assert not any(session.exists() for session in sessions), "the local Ray's folder stays behind"
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_libraries_are_still_imported_ends_with_one_line(tmp_path):
+    """An import that goes on beside the first node meets a Ray that is gone already, which ends the process in C++ code."""
+    process = start(tmp_path)
+    manifest = tmp_path / "run" / "manifest.json"
+    deadline = time.monotonic() + DEADLINE
+    while not manifest.exists() or '"running"' not in manifest.read_text():
+        assert time.monotonic() < deadline and process.poll() is None, "no node was started"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (2, f"{tmp_path}/run: stopped; the same command goes on from here\n")

@@ -68,13 +68,15 @@ def write_sources(folder: Path) -> dict[str, Any]:
     }
 
 
-def make_job(folder: Path, stage: Mapping[str, Any], *, name: str = "stage", **resources: Any) -> StageJob:
+def make_job(
+    folder: Path, stage: Mapping[str, Any], *, name: str = "stage", dtype: str = "float32", **resources: Any
+) -> StageJob:
     """A job for one stage, its base model and prepared data made; called twice on a folder, it finds them again."""
     folder.mkdir(parents=True, exist_ok=True)
     config = RunConfig.model_validate(
         {
             "name": "test",
-            "model": MODEL,
+            "model": {**MODEL, "dtype": dtype},
             "tokenizer": {"vocab_size": 280},
             "sources": write_sources(folder),
             "eval": {"source": "sums/test", "num_prompts": 8, "max_new_tokens": 4},

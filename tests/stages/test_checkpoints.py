@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from posttrain.config.errors import UserError
 from posttrain.stages import checkpoints
 
 
@@ -50,6 +51,24 @@ def test_a_damaged_file_is_named_and_the_one_before_taken(tmp_path: Path, name: 
         assert checkpoints.last_complete(tmp_path) == before
     (record,) = caplog.records
     assert name in record.getMessage() and str(damaged) in record.getMessage()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"[]", b"{}", b'{"step": 4}'])
+def test_a_damaged_manifest_is_a_damaged_checkpoint(tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    before = make(tmp_path, 2)
+    (make(tmp_path, 4) / checkpoints.MANIFEST).write_bytes(content)
+    assert checkpoints.last_complete(tmp_path) == before
+    assert "checkpoint-4: checkpoint.json is damaged" in caplog.text
+    checkpoints.prune(tmp_path, keep=1)
+    assert steps(tmp_path) == [2]
+
+
+def test_a_changed_number_in_the_manifest_is_damage(tmp_path: Path) -> None:
+    manifest = make(tmp_path, 4) / checkpoints.MANIFEST
+    manifest.write_text(manifest.read_text().replace('"tokens": 10', '"tokens": 90'))
+    assert checkpoints.last_complete(tmp_path) is None
+    with pytest.raises(UserError, match="checkpoint.json: file is damaged"):
+        checkpoints.read_manifest(manifest.parent)
 
 
 def test_a_missing_file_is_damage(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,10 @@ from posttrain.data.encode import Document
 from posttrain.data.tokenizer import load_tokenizer
 from posttrain.model.loading import load_causal_lm, load_reward_model
 from posttrain.model.modeling import MiniMaxText01ForCausalLM
-from posttrain.stages import run
+from posttrain.stages import dpo, run
 from posttrain.stages.dpo import DPOStageTrainer, dpo_dataset, reference_logprobs
 from posttrain.stages.metrics import read_metrics
-from posttrain.stages.packs import PackCollator
+from posttrain.stages.packs import PackCollator, PackedDataset
 from posttrain.stages.reward import RewardStageTrainer, reward_dataset
 from posttrain.stages.sft import SFTStageTrainer, sft_dataset
 from tests.stages.tasks import DPO, REWARD, SFT, make_job
@@ -46,7 +48,7 @@ def test_packed_documents_have_the_loss_of_each_alone(tmp_path: Path) -> None:
     tokenizer, model = load_tokenizer(job.inputs["init"]), larger_weights(load_causal_lm(job.inputs["init"]))
     dataset = sft_dataset(job, tokenizer)
     trainer = SFTStageTrainer(job, model, tokenizer, dataset)
-    batch = trainer.data_collator([dataset[0], dataset[1]])
+    batch = PackCollator(dataset.groups)([dataset[0], dataset[1]])
     with torch.no_grad():
         _, outputs = trainer.compute_loss(model, batch, return_outputs=True)
         trained = -(outputs.token_logprobs * (batch["labels"] != -100))
@@ -74,8 +76,9 @@ def test_dpo_loss_on_packed_pairs_is_the_formula_on_single_documents(tmp_path: P
     tokenizer = load_tokenizer(job.inputs["init"])
     reference, policy = load_causal_lm(job.inputs["init"]), larger_weights(load_causal_lm(job.inputs["init"]))
     dataset = dpo_dataset(job, tokenizer)
-    trainer = DPOStageTrainer(job, policy, tokenizer, dataset, reference_logprobs(reference, dataset, tmp_path / "cache"))
-    batch = trainer.data_collator([dataset[0], dataset[1]])
+    before = reference_logprobs(reference, dataset, tmp_path / "cache")
+    trainer = DPOStageTrainer(job, policy, tokenizer, dataset, before)
+    batch = PackCollator(dataset.groups)([dataset[0], dataset[1]])
     counts, tokens = trainer.count_items(batch)
     assert tokens == sum(batch["lengths"])
     with torch.no_grad():
@@ -93,6 +96,40 @@ def test_dpo_loss_on_packed_pairs_is_the_formula_on_single_documents(tmp_path: P
     assert float(loss) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("stage", [SFT, DPO], ids=["sft", "dpo"])
+def test_the_packs_of_a_step_pass_through_the_model_one_at_a_time_with_the_gradient_of_all(
+    tmp_path: Path, stage: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(tmp_path, {**stage, "batch_size": 3})
+    tokenizer, model = load_tokenizer(job.inputs["init"]), larger_weights(load_causal_lm(job.inputs["init"]))
+    trainer: SFTStageTrainer | DPOStageTrainer
+    if stage is SFT:
+        dataset = sft_dataset(job, tokenizer)
+        trainer = SFTStageTrainer(job, model, tokenizer, dataset)
+    else:
+        dataset = dpo_dataset(job, tokenizer)
+        before = reference_logprobs(load_causal_lm(job.inputs["init"]), dataset, tmp_path / "cache")
+        trainer = DPOStageTrainer(job, model, tokenizer, dataset, before)
+    together = PackCollator(dataset.groups)(dataset.packs[:3])
+    items = torch.tensor(trainer.count_items(together)[0])
+    expected = trainer.compute_loss(model, together, num_items_in_batch=items)
+    expected.backward()
+    expected = expected.detach()
+    gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    trainer.create_optimizer_and_scheduler(4)
+    seen: list[int] = []
+    model.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].numel()))
+    batch = trainer.data_collator(dataset.packs[:3])
+    assert trainer._get_num_items_in_batch([batch], torch.device("cpu")).equal(items)
+    loss = trainer.training_step(model, batch, items)
+    assert len(seen) == 3 and max(seen) <= job.stage.pack_length and sum(seen) == together["input_ids"].numel()
+    assert float(loss) == pytest.approx(float(expected), abs=1e-5)
+    largest = max(float(gradient.abs().max()) for gradient in gradients.values())
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad - gradients[name]).abs().max() < 1e-5 * largest, name
+
+
 def test_both_answers_of_a_pair_lie_in_one_pack_and_packs_hold_what_they_may(tmp_path: Path) -> None:
     job = make_job(tmp_path, DPO)
     dataset = dpo_dataset(job, load_tokenizer(job.inputs["init"]))
@@ -101,20 +138,59 @@ def test_both_answers_of_a_pair_lie_in_one_pack_and_packs_hold_what_they_may(tmp
         assert 0 < sum(len(dataset.groups[index]) for index in members) <= job.stage.pack_length
 
 
-def test_reference_is_read_back_and_made_again_for_other_pairs_or_a_damaged_file(
+def test_reference_is_read_back_with_its_seconds_and_made_again_where_the_file_is_damaged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     job = make_job(tmp_path, DPO)
     dataset, model = dpo_dataset(job, load_tokenizer(job.inputs["init"])), load_causal_lm(job.inputs["init"])
     cache = tmp_path / "reference.safetensors"
     made = reference_logprobs(model, dataset, cache)
-    other = larger_weights(load_causal_lm(job.inputs["init"]))
-    assert reference_logprobs(other, dataset, cache).equal(made), "read from the file"
+    written = cache.stat().st_mtime_ns
+    again = reference_logprobs(load_causal_lm(job.inputs["init"]), dataset, cache)
+    assert again.logprobs.equal(made.logprobs) and again.seconds == made.seconds > 0
+    assert cache.stat().st_mtime_ns == written
     cache.write_bytes(b"\xff" * 100)
-    assert reference_logprobs(model, dataset, cache).equal(made)
+    assert reference_logprobs(model, dataset, cache).logprobs.equal(made.logprobs)
     assert "damaged" in caplog.text
-    dataset.groups[0].documents[0].labels[-1] = -100
-    assert not reference_logprobs(other, dataset, cache).equal(made)
+
+
+def test_reference_of_other_weights_pairs_or_packs_is_not_read_back(tmp_path: Path) -> None:
+    job = make_job(tmp_path, DPO)
+    dataset, model = dpo_dataset(job, load_tokenizer(job.inputs["init"])), load_causal_lm(job.inputs["init"])
+    first = sorted({index for members in dataset.packs[:1] for index in members})
+    rest = sorted({index for members in dataset.packs[1:] for index in members} - set(first))
+    cache = tmp_path / "reference.safetensors"
+    few = reference_logprobs(model, PackedDataset(dataset.groups, dataset.packs[:1]), cache).logprobs
+    assert few[first].ne(0).all() and few[rest].eq(0).all() and rest
+    whole = reference_logprobs(model, dataset, cache).logprobs
+    assert whole[first].equal(few[first]) and whole[rest].ne(0).all()
+    other = reference_logprobs(larger_weights(load_causal_lm(job.inputs["init"])), dataset, cache).logprobs
+    assert not other[first].isclose(whole[first]).any()
+    dataset.groups[first[0]].documents[0].labels[-1] = -100
+    assert not reference_logprobs(model, dataset, cache).logprobs[first[0]].equal(whole[first[0]])
+
+
+def test_the_reference_pass_counts_into_the_time_of_the_stage_and_stays_counted_when_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(tmp_path, DPO)
+    original = dpo.document_sums
+    clock = {"ahead": 0.0}
+    now = time.monotonic
+    monkeypatch.setattr(dpo.time, "monotonic", lambda: now() + clock["ahead"])
+
+    def slow(*arguments: Any) -> torch.Tensor:
+        if not torch.is_grad_enabled():
+            clock["ahead"] += 100.0
+        return original(*arguments)
+
+    monkeypatch.setattr(dpo, "document_sums", slow)
+    run.train(job, job.inputs["model"])
+    taken, spent = first_record(job.metrics_path, "train_seconds"), clock["ahead"]
+    assert taken > spent >= 100.0
+    shutil.rmtree(job.checkpoints)
+    run.train(job, job.inputs["model"])
+    assert first_record(job.metrics_path, "train_seconds") > spent == clock["ahead"], "no second pass"
 
 
 def test_the_reward_loss_is_bradley_terry_with_the_pull_to_zero(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from posttrain.config.errors import UserError
+from posttrain.data.encode import encode_pair
 from posttrain.data.tokenizer import load_tokenizer
 from posttrain.rollout.types import LogprobSemantics, RolloutEngine, RolloutOutput, RolloutRequest, WeightSource
 from posttrain.stages import prepare, run
@@ -132,8 +134,44 @@ def test_reward_pairs_set_right_against_wrong_and_borrow_a_neighbours_answer(
 
 
 def test_too_few_heldout_pairs_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="24 held-out pairs could be made, 30 are asked for"):
+    with pytest.raises(UserError, match="24 held-out pairs of sums/rl could be made, 30 are asked for"):
         prepared(tmp_path, {**REWARD, "heldout_pairs": 30}, lambda q, n: str(n), monkeypatch)
+
+
+def test_heldout_pairs_keep_to_the_weights_and_are_not_bounded_by_num_prompts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = {**REWARD, "heldout": {"sums/rl": 3.0, "sums/test": 1.0}, "heldout_pairs": 12}
+    stage |= {"sampling": {**SAMPLING, "num_prompts": 5}}
+    records, stats, folder = prepared(tmp_path, stage, lambda q, n: ["x", str(solve(q))][n % 2], monkeypatch)
+    heldout = read_records(folder / "heldout.jsonl")
+    assert Counter(record["source"] for record in heldout) == {"sums/rl": 9, "sums/test": 3}
+    assert len({record["prompt"][0]["content"] for record in heldout}) == 12
+    assert stats["prompts_sampled"] == 5 == len({record["prompt"][0]["content"] for record in records})
+
+
+def test_shortest_length_holds_for_reward_pairs_and_rl_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = {**REWARD, "heldout_pairs": 4}
+    tokenizer = load_tokenizer(make_job(tmp_path / "any" / "made", SFT).inputs["init"])
+
+    def lengths(records: list[dict[str, Any]]) -> list[int]:
+        return [max(map(len, encode_pair(tokenizer, record))) for record in records]
+
+    def script(question: str, _: int) -> str:
+        return "xxx" if solve(question) % 4 else "x"
+
+    records, _, _ = prepared(tmp_path / "any", stage, script, monkeypatch)
+    longest = max(lengths(records))
+    assert min(lengths(records)) < longest
+    records, stats, folder = prepared(tmp_path / "long", {**stage, "min_length": longest}, script, monkeypatch)
+    assert set(lengths(records + read_records(folder / "heldout.jsonl"))) == {longest} and stats["too_short"] > 0
+    with pytest.raises(UserError, match="'sums/rl' has no documents left.*min_length"):
+        prepared(tmp_path / "rl", {**RL, "min_length": 64}, lambda *_: "", monkeypatch)
+
+
+def test_prompts_that_leave_no_room_for_an_answer_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="prompt_too_long 60.* too_long 60"):
+        prepared(tmp_path, {**SFT, "max_length": 8, "sampling": SAMPLING}, lambda *_: "", monkeypatch)
 
 
 def test_rl_prompts_come_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from posttrain.stages.job import StageJob
 from posttrain.stages.metrics import read_metrics
 from posttrain.stages.microbatches import micro_batches
 from posttrain.stages.objectives import sample_weights
-from posttrain.stages.rl import RLStageTrainer
+from posttrain.stages.rl import RLStageTrainer, shuffled_rewards
 from posttrain.stages.sampling import Answer
 from tests.stages.crash import differing
 from tests.stages.tasks import RL, make_job
@@ -123,7 +123,22 @@ def test_shuffled_rewards_keep_their_mean_and_lose_their_order(tmp_path: Path) -
     (weights, advantages), noted = credits[0]
     (control_weights, control_advantages), control_noted = credits[1]
     assert noted == control_noted and weights == control_weights
+    rewards = [breakdown.total for breakdown in breakdowns]
+    moved = shuffled_rewards(rewards, control.config.seed, 0)
+    mass = torch.tensor(weights, dtype=torch.float64) * torch.tensor([len(answer.token_ids) for answer in answers])
+    for found, of in ((advantages, rewards), (control_advantages, moved)):
+        credit = group_advantages(torch.tensor(of, dtype=torch.float64), 4, False)
+        assert found == balance(credit, mass).tolist()
     assert advantages != control_advantages
+
+
+def test_shuffling_rewards_permutes_them_over_the_whole_step_anew_at_every_step() -> None:
+    rewards = [float(number) for number in range(32)]
+    first = shuffled_rewards(rewards, 0, 0)
+    assert sorted(first) == rewards and first == shuffled_rewards(rewards, 0, 0)
+    assert len({tuple(shuffled_rewards(rewards, seed, step)) for seed in (0, 1) for step in (0, 1)} | {tuple(rewards)}) == 5
+    groups = {value // 4 for value in first[:4]}
+    assert len(groups) > 1, "samples leave their prompt's group"
 
 
 def test_metrics_of_a_run(tmp_path: Path) -> None:

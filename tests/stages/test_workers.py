@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from posttrain.config.errors import UserError
+from posttrain.model.loading import read_tensors
 from posttrain.stages import checkpoints, run
 from posttrain.stages.metrics import read_metrics
 from tests.stages.crash import differing
@@ -25,15 +27,23 @@ ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def train(folder: Path, stage: dict[str, Any], *, workers: int = 1, zero_stage: int = 0, kill_at: int | None = None) -> None:
+def train(
+    folder: Path,
+    stage: dict[str, Any],
+    *,
+    workers: int = 1,
+    zero_stage: int = 0,
+    kill_at: int | None = None,
+    dtype: str = "float32",
+) -> None:
     """Train a stage in `workers` processes; with `kill_at` they kill themselves after that step."""
     resources: dict[str, Any] = {"num_workers": workers, "zero_stage": zero_stage}
-    job = make_job(folder, stage, **resources)
+    job = make_job(folder, stage, dtype=dtype, **resources)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     shared = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    arguments = [str(folder), json.dumps(stage), json.dumps(resources), *([str(kill_at)] if kill_at else [])]
+    arguments = [str(folder), json.dumps(stage), json.dumps({**resources, "dtype": dtype}), *([str(kill_at)] if kill_at else [])]
     processes = []
     for rank in range(workers):
         own = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(workers), "LOCAL_WORLD_SIZE": str(workers)}
@@ -80,6 +90,23 @@ def test_two_workers_have_the_loss_curve_of_one(tmp_path: Path, zero_stage: int)
     assert len(one) == 6 and curve(tmp_path / "two") == pytest.approx(one, abs=1e-4)
     assert curve(tmp_path / "two", "grad_norm") == pytest.approx(curve(tmp_path / "one", "grad_norm"), rel=1e-3)
     assert one[-1] < one[0] - 0.1
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_bf16_under_zero_saves_router_gates_of_the_fp32_master_weights(tmp_path: Path, zero_stage: int) -> None:
+    stage = {**SFT, "optim": {"learning_rate": 1e-4, "schedule": "constant"}}
+    train(tmp_path, stage, workers=2, zero_stage=zero_stage, dtype="bfloat16")
+    before, after = read_tensors(tmp_path / "base"), read_tensors(tmp_path / "model")
+    assert set(before) == set(after)
+    for name, tensor in after.items():
+        if name.endswith("block_sparse_moe.gate.weight"):
+            assert tensor.dtype == before[name].dtype == torch.float32
+            assert not tensor.equal(tensor.bfloat16().float()), "steps below a bf16 weight's last bit are kept"
+            assert (tensor - before[name]).abs().max() < 5e-3
+        else:
+            assert tensor.dtype == torch.bfloat16
+    one = curve(alone(tmp_path / "one", stage))
+    assert curve(tmp_path) == pytest.approx(one, abs=0.02)
 
 
 def test_a_group_of_one_trains_as_no_group_does_and_zero_2_on_it_too(tmp_path: Path) -> None:
