@@ -86,7 +86,7 @@ def graph_chart(parents: Mapping[str, Sequence[str]], states: Mapping[str, str],
         f'<text x="{x + 10}" y="{y + 35}">{escape(notes[name])}</text></g>'
         for name, (x, y) in places.items()
     )
-    head = f'<svg viewBox="0 0 {width} {height}" style="min-width:{width}px" role="img" aria-label="stage graph">'
+    head = f'<svg viewBox="0 0 {width} {height}" style="width:100%;max-width:{width}px" role="img" aria-label="stage graph">'
     return f"{head}{edges}{boxes}</svg>"
 
 
