@@ -7,7 +7,7 @@ stats.json with counts and `seconds`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,17 +139,41 @@ def prepare_rl(job: StageJob, folder: Path) -> dict[str, Any]:
     for ref in stage.data:
         require_prompts([record for record in loaded if record["source"] == ref], ref)
     records = work.fitting(loaded, lambda r: len(encode_prompt(work.tokenizer, r["prompt"])) + room, stage.min_length)
-    by_source = {ref: [r for r in records if r["source"] == ref] for ref in stage.data}
-    counts = {ref: len(members) for ref, members in by_source.items()}
-    order = sample_mixture(counts, stage.data, stage.steps * stage.prompts_per_step, job.config.seed)
-    for ref, needed in Counter(ref for ref, _ in order).items():
-        if needed > counts[ref]:
-            raise UserError(
-                f"{needed} prompts of {ref} are needed, it has {counts[ref]} of fitting length",
-                where=f"stages.{job.name}.data",
-                instead="add records or take fewer steps: online RL uses a prompt once",
-            )
-    return work.write(folder, [by_source[ref][index] for ref, index in order])
+
+    def too_few(ref: str, needed: int, found: int) -> UserError:
+        return UserError(
+            f"{needed} prompts of {ref} are needed, it has {found} of fitting length",
+            where=f"stages.{job.name}.data",
+            instead="add records or take fewer steps: online RL uses a prompt once",
+        )
+
+    return work.write(folder, drawn_once(records, stage.data, stage.steps * stage.prompts_per_step, job.config.seed, too_few))
+
+
+def by_source(records: Sequence[Record], refs: Iterable[str]) -> dict[str, list[Record]]:
+    """The records of each source, in their order."""
+    return {ref: [record for record in records if record["source"] == ref] for ref in refs}
+
+
+def drawn_once(
+    records: Sequence[Record],
+    weights: Mapping[str, float],
+    total: int,
+    seed: int,
+    too_few: Callable[[str, int, int], UserError],
+) -> list[Record]:
+    """`total` records, each source's number by its weight, none twice.
+
+    Raises:
+        UserError: `too_few(source, wanted, found)` for a source with fewer records than its share.
+    """
+    sources = by_source(records, weights)
+    counts = {ref: len(members) for ref, members in sources.items()}
+    order = sample_mixture(counts, weights, total, seed)
+    for ref, wanted in Counter(ref for ref, _ in order).items():
+        if wanted > counts[ref]:
+            raise too_few(ref, wanted, counts[ref])
+    return [sources[ref][index] for ref, index in order]
 
 
 def pair_length(tokenizer: PreTrainedTokenizerBase, stage: StageSection) -> Callable[[Record], int]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import random
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from posttrain.stages.arguments import training_arguments
 from posttrain.stages.devices import placed
 from posttrain.stages.files import read_records, write_records
 from posttrain.stages.job import StageJob
-from posttrain.stages.prepare import Preparation, Record, assistant, pair_length, right_and_wrong
+from posttrain.stages.prepare import Preparation, Record, assistant, by_source, drawn_once, pair_length, right_and_wrong
 from posttrain.stages.sampling import as_sample
 from posttrain.stages.trainer import StageTrainer
 
@@ -141,7 +140,7 @@ def _is_reward_model(job: StageJob) -> bool:
 
 def _candidates(work: Preparation, stage: RewardStage) -> list[Record]:
     """Held-out records by the weights of their sources, twice as many as asked for because not each gives a pair."""
-    sources = _by_source(work.load(stage.heldout), stage)
+    sources = by_source(work.load(stage.heldout), stage.heldout)
     counts = {ref: len(members) for ref, members in sources.items()}
     order = sample_mixture(counts, stage.heldout, 2 * stage.heldout_pairs, work.job.config.seed)
     return [sources[ref][index] for ref, index in dict.fromkeys(order)]
@@ -149,21 +148,15 @@ def _candidates(work: Preparation, stage: RewardStage) -> list[Record]:
 
 def _by_weight(job: StageJob, pairs: Sequence[Record], stage: RewardStage) -> list[Record]:
     """`heldout_pairs` of the pairs, each source's number by its weight. UserError where a source has too few."""
-    sources = _by_source(pairs, stage)
-    counts = {ref: len(members) for ref, members in sources.items()}
-    order = sample_mixture(counts, stage.heldout, stage.heldout_pairs, job.config.seed)
-    for ref, wanted in Counter(ref for ref, _ in order).items():
-        if wanted > counts[ref]:
-            raise UserError(
-                f"{counts[ref]} held-out pairs of {ref} could be made, {wanted} are asked for",
-                where=f"stages.{job.name}.heldout_pairs",
-                instead="add records or ask for fewer",
-            )
-    return [sources[ref][index] for ref, index in order]
 
+    def too_few(ref: str, wanted: int, found: int) -> UserError:
+        return UserError(
+            f"{found} held-out pairs of {ref} could be made, {wanted} are asked for",
+            where=f"stages.{job.name}.heldout_pairs",
+            instead="add records or ask for fewer",
+        )
 
-def _by_source(records: Sequence[Record], stage: RewardStage) -> dict[str, list[Record]]:
-    return {ref: [record for record in records if record["source"] == ref] for ref in stage.heldout}
+    return drawn_once(pairs, stage.heldout, stage.heldout_pairs, job.config.seed, too_few)
 
 
 def _pairs(work: Preparation, records: Sequence[Record], sampling: SamplingSection, every: bool) -> list[Record]:

@@ -18,7 +18,7 @@ from posttrain.model.modeling import MiniMaxText01ForCausalLM
 from posttrain.stages import dpo, run
 from posttrain.stages.dpo import DPOStageTrainer, dpo_dataset, reference_logprobs
 from posttrain.stages.metrics import read_metrics
-from posttrain.stages.packs import PackCollator, PackedDataset
+from posttrain.stages.packs import Group, PackCollator, PackedDataset
 from posttrain.stages.reward import RewardStageTrainer, reward_dataset
 from posttrain.stages.sft import SFTStageTrainer, sft_dataset
 from tests.stages.tasks import DPO, REWARD, SFT, make_job
@@ -216,3 +216,10 @@ def test_no_label_on_a_first_token_and_boundaries_kept(tmp_path: Path) -> None:
     assert collated["labels"][starts].eq(-100).all()
     total = sum(collated["lengths"])
     assert collated["input_ids"].shape == (1, total) and collated["labels"].shape == (total,)
+
+
+def test_a_documents_first_token_is_never_trained_on_even_where_it_has_a_label() -> None:
+    groups = [Group((Document([5, 6], [5, 6]),)), Group((Document([7], [7]),))]
+    batch = PackCollator(groups)([[0, 1]])
+    assert batch["labels"].tolist() == [-100, 6, -100]
+    assert batch["lengths"] == [2, 1]
