@@ -1,7 +1,8 @@
-"""Online RL with verifiable rewards, synchronous: sample, score, one update.
+"""Online RL with verifiable rewards, synchronous: sample, score, one or more updates.
 
 The loop is transformers' `Trainer`: TRL 1.16's AsyncGRPOTrainer refuses recurrent layers. A dataset item is one prompt; a
 training step samples from the weights as they are, so rollouts are a pure function of seed, step, weights and prompts.
+Several updates on one batch of rollouts all happen within a step: checkpoints lie between steps, so none holds rollouts.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ Record = dict[str, Any]
 
 
 class RLStageTrainer(StageTrainer):
-    """One optimizer step a batch of prompts, with the stage's objective."""
+    """`updates_per_step` optimizer steps a batch of prompts, with the stage's objective."""
 
     section: RLStage
 
@@ -73,14 +74,41 @@ class RLStageTrainer(StageTrainer):
         return [], 0
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Sample, score and accumulate the gradient of the step; the loss, times the number of ranks, is returned."""
+        """Sample, score, make all updates but the last, and leave the gradient of the last one to the Trainer.
+
+        Returns:
+            mean loss of the updates, times the number of ranks.
+        """
         answers = self._sample(model, inputs)
         samples = [as_sample(record, a.text) for record, drawn in zip(inputs, answers, strict=True) for a in drawn]
         breakdowns = self.reward.score(samples)
         flat = [answer for drawn in answers for answer in drawn]
         weights, advantages = self._credit(flat, breakdowns)
-        batches = self._micro_batches(flat, weights, advantages)
-        return self.accumulate(model, [partial(self._loss, model, batch) for batch in batches])
+        losses = []
+        for number, part in enumerate(self._parts(len(flat))):
+            if number:
+                self._update(model)
+            batches = self._micro_batches(flat, weights, advantages, part)
+            losses.append(self.accumulate(model, [partial(self._loss, model, batch) for batch in batches]))
+        return torch.stack(losses).mean()
+
+    def _parts(self, samples: int) -> list[list[int]]:
+        """Indices of the samples of each update, out of so many.
+
+        Prompts are dealt in turn, so that a rank's own deal and the deal over all ranks agree: both this rank's first
+        prompt and its number of prompts are multiples of `updates_per_step`.
+        """
+        updates, size = self.section.updates_per_step, self.section.sampling.samples_per_prompt
+        return [[i for i in range(samples) if i // size % updates == update] for update in range(updates)]
+
+    def _update(self, model: nn.Module) -> None:
+        """What the Trainer does after a step, at the same learning rate. DeepSpeed did it at the end of the backward pass."""
+        if self.is_deepspeed_enabled:
+            return
+        assert self.optimizer is not None
+        self.accelerator.clip_grad_norm_(model.parameters(), self.args.max_grad_norm)
+        self.optimizer.step()
+        model.zero_grad()
 
     def _sample(self, model: nn.Module, records: Sequence[Record]) -> list[list[Answer]]:
         """Answers of this rank's prompts from the weights as they are."""
@@ -93,7 +121,7 @@ class RLStageTrainer(StageTrainer):
             return draw(engine, self.tokenizer, [record["prompt"] for record in records], stage.sampling, seeds)
 
     def _credit(self, answers: Sequence[Answer], breakdowns: Sequence[RewardBreakdown]) -> tuple[list[float], list[float]]:
-        """Loss weight of a token, and advantage, of each of this rank's samples; both depend on the samples of all ranks."""
+        """Loss weight of a token in its update, and advantage, of each of this rank's samples, from those of all ranks."""
         stage = self.section
         own = [
             (breakdown.total, is_right(breakdown.level("verifier")), len(answer.token_ids), len(answer.prompt_ids))
@@ -109,7 +137,11 @@ class RLStageTrainer(StageTrainer):
         self.trained_tokens += sum(lengths) + sum(prompt for *_, prompt in samples)
         if stage.shuffle_rewards:
             rewards = shuffled_rewards(rewards, self.job.config.seed, self.state.global_step)
-        weights = sample_weights(stage.objective, lengths)
+        weights = [0.0] * len(samples)
+        for part in self._parts(len(samples)):
+            of_part = sample_weights(stage.objective, [lengths[i] for i in part])
+            for index, weight in zip(part, of_part, strict=True):
+                weights[index] = weight
         advantages = group_advantages(
             torch.tensor(rewards, dtype=torch.float64), stage.sampling.samples_per_prompt, stage.scale_advantages
         )
@@ -121,12 +153,12 @@ class RLStageTrainer(StageTrainer):
         return weights[mine], advantages.tolist()[mine]
 
     def _micro_batches(
-        self, answers: Sequence[Answer], weights: Sequence[float], advantages: Sequence[float]
+        self, answers: Sequence[Answer], weights: Sequence[float], advantages: Sequence[float], part: Sequence[int]
     ) -> list[MicroBatch]:
-        """This rank's micro-batches; every rank has equally many, because each takes part in every exchange of gradients."""
+        """Micro-batches of this rank's samples `part`; every rank has equally many: each takes part in every exchange."""
         stage = self.section
         # An advantage of zero gives no gradient, unless the KL term does.
-        taking_part = [i for i, advantage in enumerate(advantages) if advantage != 0 or self.reference is not None]
+        taking_part = [i for i in part if advantages[i] != 0 or self.reference is not None]
         batches = micro_batches(answers, weights, advantages, taking_part, max(stage.pack_length, stage.max_length))
         idle = MicroBatch.idle(answers[0])
         return batches + [idle] * (max(group.gather(len(batches)) + [1]) - len(batches))

@@ -375,3 +375,9 @@ def _check_resources(config: RunConfig, at: Origins) -> None:
                 where=at.where(f"stages.{name}.{option}"),
                 instead=f"write a multiple such as {-(-value // workers) * workers}",
             )
+        if isinstance(stage, RLStage) and value % (workers * stage.updates_per_step):
+            raise UserError(
+                f"{value} // {workers} workers cannot be divided among updates_per_step {stage.updates_per_step}",
+                where=at.where(f"stages.{name}.updates_per_step"),
+                instead=f"write a divisor of {value // workers}",
+            )

@@ -211,13 +211,18 @@ class RewardStage(StageSection):
 
 
 class RLStage(StageSection):
-    """Online RL with verifiable rewards: sample, score, one update (paper section 5.4.2)."""
+    """Online RL with verifiable rewards: sample, score, update (paper section 5.4.2)."""
 
     kind: Literal["rl"] = Field(description="Kind of the stage.")
     objective: Literal["minimax01", "grpo", "cispo"] = Field(
         "minimax01", description="Policy objective: the paper's modified GRPO, plain GRPO, or MiniMax-M1's CISPO."
     )
     prompts_per_step: int = Field(32, ge=1, description="Prompts a step, over all workers; divisible by the number of workers.")
+    updates_per_step: int = Field(
+        1,
+        ge=1,
+        description="Optimizer steps a batch of rollouts, each on a share of its prompts; the first is on-policy, the others nearly.",
+    )
     sampling: SamplingSection = Field(
         default_factory=lambda: SamplingSection(), description="How answers are drawn; samples_per_prompt is the group size."
     )

@@ -91,6 +91,7 @@ BROKEN = [
     ),
     # Options that mean nothing for the stage's kind.
     by_override("packs of online RL", "stages.rl.batch_size=4", "prompts_per_step sets the size of a step"),
+    by_override("updates that share prompts unevenly", "stages.rl.updates_per_step=3", "write a divisor of"),
     by_override("bound on prompts of online RL", "stages.rl.sampling.num_prompts=4", "steps * prompts_per_step prompts"),
     # Names and references.
     Broken("stage called base", ("  sft:\n", "  base:\n"), "stages.base", "rename the stage"),

@@ -85,6 +85,7 @@ stages.NAME.heldout_pairs
 stages.NAME.center_coefficient
 stages.NAME.objective
 stages.NAME.prompts_per_step
+stages.NAME.updates_per_step
 stages.NAME.scale_advantages
 stages.NAME.balance_advantages
 stages.NAME.clip_ratio_low

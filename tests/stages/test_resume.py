@@ -14,7 +14,7 @@ from posttrain.stages.metrics import read_metrics
 from tests.stages.crash import differing, train_and_crash
 from tests.stages.tasks import DPO, REWARD, RL, SFT, make_job
 
-KINDS = {"sft": {**SFT, "steps": 4}, "dpo": DPO, "rl": {**RL, "kl_coef": 0.1}, "reward": REWARD}
+KINDS = {"sft": {**SFT, "steps": 4}, "dpo": DPO, "rl": {**RL, "kl_coef": 0.1, "updates_per_step": 2}, "reward": REWARD}
 
 
 def losses(path: Path) -> dict[int, float]:

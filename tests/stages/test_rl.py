@@ -104,6 +104,51 @@ def test_the_step_gradient_is_the_policy_gradient_however_it_is_split(tmp_path: 
         assert (parameter.grad - found[name]).abs().max() < 2e-5 * largest + 1e-7, name
 
 
+def test_several_updates_on_one_batch_of_rollouts_are_those_of_a_plain_loop(tmp_path: Path) -> None:
+    job = make_job(tmp_path, {**RL, "updates_per_step": 2, "objective": "cispo", "balance_advantages": False})
+    trainer = trainer_of(job)
+    trainer.create_optimizer_and_scheduler(4)
+    trainer.optimizer, trainer.lr_scheduler = trainer.accelerator.prepare(trainer.optimizer, trainer.lr_scheduler)
+    model, records, optim = load_causal_lm(job.inputs["init"]), trainer.train_dataset[:4], job.stage.optim
+    answers = trainer._sample(trainer.model, records)
+    trainer.training_step(trainer.model, records)
+
+    rate = optim.learning_rate / max(optim.warmup_steps, 1)
+    adam = torch.optim.AdamW(
+        model.parameters(), lr=rate, betas=(optim.adam_beta1, optim.adam_beta2), eps=optim.adam_eps, weight_decay=0.0
+    )
+    for update in range(2):  # prompts 0 and 2, then 1 and 3
+        model.zero_grad()
+        tokens = sum(len(answer.token_ids) for of in answers[update::2] for answer in of)
+        for of in answers[update::2]:
+            rewards = torch.tensor([b.total for b in ByText().score([Sample([], a.text, {}) for a in of])], dtype=torch.float64)
+            for answer, advantage in zip(of, (rewards - rewards.mean()).tolist(), strict=True):
+                ids = torch.tensor([[*answer.prompt_ids, *answer.token_ids]])
+                logprobs = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+                new, old = logprobs[len(answer.prompt_ids) - 1 :], torch.tensor(answer.logprobs)
+                weight = (new - old).exp().detach().clamp(max=5.0)
+                (-(weight * advantage * new).sum() / tokens).backward()
+        if update == 0:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), optim.max_grad_norm)
+            adam.step()
+    largest = max(float(parameter.grad.abs().max()) for parameter in model.parameters())
+    pairs = dict(trainer.model.named_parameters())
+    # AdamW's first step moves every weight by the rate whatever the gradient's size, so a gradient of rounding noise moves it
+    # either way; where the gradient stands out of the noise the weights agree, and the next gradient agrees everywhere.
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad - pairs[name].grad).abs().max() < 1e-3 * largest, name
+    moved = load_causal_lm(job.inputs["init"]).state_dict()
+    assert any((pairs[name] - weight).abs().max() > 0.5 * rate for name, weight in moved.items())
+
+
+def test_shares_of_updates_agree_between_one_rank_and_two(tmp_path: Path) -> None:
+    trainer = trainer_of(make_job(tmp_path, {**RL, "steps": 2, "prompts_per_step": 8, "updates_per_step": 2}))
+    whole, half = trainer._parts(32), trainer._parts(16)
+    assert sorted(whole[0] + whole[1]) == list(range(32))
+    for update in range(2):
+        assert half[update] + [16 + i for i in half[update]] == whole[update]
+
+
 def test_a_step_without_any_difference_in_reward_leaves_the_gradient_at_zero(tmp_path: Path) -> None:
     job = make_job(tmp_path, {**RL, "reward": {"model": None}})
     run.train(job, job.inputs["model"])

@@ -119,7 +119,7 @@ def test_a_group_of_one_trains_as_no_group_does_and_zero_2_on_it_too(tmp_path: P
 
 @pytest.mark.parametrize("zero_stage", [0, 3])
 def test_online_rl_of_two_workers_is_that_of_one(tmp_path: Path, zero_stage: int) -> None:
-    stage = {**RL, "kl_coef": 0.05, "pack_length": 64}
+    stage = {**RL, "kl_coef": 0.05, "pack_length": 64, "updates_per_step": 2}
     train(tmp_path / "two", stage, workers=2, zero_stage=zero_stage)
     alone(tmp_path / "one", stage)
     for name in ("loss", "reward", "grad_norm"):
