@@ -5,15 +5,16 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from posttrain.data.layout import SequenceLayout
 from posttrain.kernels.lightning.chunked import lightning_attention, lightning_decode_step
 from posttrain.model.cache import HybridCache
 from posttrain.model.configuration import MiniMaxText01Config
-from posttrain.model.layers import RMSNorm, compute_dtype, lightning_slopes, rotate
+from posttrain.model.layers import RMSNorm, compute_dtype, full_precision, lightning_slopes, rotate
 
 
-class LightningAttention(nn.Module):
+class LightningAttention(GradientCheckpointingLayer):
     """y = W_out(sigmoid(W_gate x) * RMSNorm_{all heads}(lightning(SiLU(W_qkv x)))).
 
     The projection's rows are interleaved per head, [q_h | k_h | v_h], as in the released checkpoint. No rotary
@@ -45,20 +46,27 @@ class LightningAttention(nn.Module):
         """[T, hidden] -> [T, hidden]; with a cache, document n continues row n and the row's state moves on."""
         qkv = F.silu(self.qkv_proj(x)).view(-1, self.num_heads, 3 * self.head_dim)
         q, k, v = qkv.split(self.head_dim, dim=-1)
-        if cache is None:
-            out, _ = lightning_attention(q, k, v, self.slopes(x), lengths=layout.lengths)
-        elif layout.max_length == 1 and min(layout.lengths) == 1:
-            out = lightning_decode_step(q, k, v, self.slopes(x), cache.states[self.layer])
-        else:
-            out, state = lightning_attention(
-                q, k, v, self.slopes(x), lengths=layout.lengths, initial_state=cache.states[self.layer], output_final_state=True
-            )
-            assert state is not None
-            cache.states[self.layer] = state
+        out = self._attend(q, k, v, layout, cache)
         return self.out_proj(torch.sigmoid(self.output_gate(x)) * self.norm(out.flatten(1)))
 
+    def _attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: SequenceLayout, cache: HybridCache | None
+    ) -> torch.Tensor:
+        slopes = self.slopes(v)
+        with full_precision(v):  # autocast would take the state and its products down to bf16
+            if cache is None:
+                return lightning_attention(q, k, v, slopes, lengths=layout.lengths)[0]
+            if layout.max_length == 1 and min(layout.lengths) == 1:
+                return lightning_decode_step(q, k, v, slopes, cache.states[self.layer])
+            out, state = lightning_attention(
+                q, k, v, slopes, lengths=layout.lengths, initial_state=cache.states[self.layer], output_final_state=True
+            )
+        assert state is not None
+        cache.states[self.layer] = state
+        return out
 
-class SoftmaxAttention(nn.Module):
+
+class SoftmaxAttention(GradientCheckpointingLayer):
     """Causal softmax attention with grouped keys and values; the first `rotary_dim` dimensions of a head are rotated."""
 
     def __init__(self, config: MiniMaxText01Config, layer: int) -> None:
@@ -87,6 +95,7 @@ class SoftmaxAttention(nn.Module):
         past = torch.tensor(cache.lengths, device=q.device)
         rows, position = layout.document_ids, layout.position_ids + past[layout.document_ids]
         keys, values = cache.keys[self.layer], cache.values[self.layer]
+        q, k, v = (part.to(keys.dtype) for part in (q, k, v))  # autocast may have made them narrower than the cache
         keys[rows, :, position] = k
         values[rows, :, position] = v
         if not any(cache.lengths):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from posttrain.data.layout import SequenceLayout
+from posttrain.model.cache import HybridCache
 
 
 @dataclass(frozen=True)
@@ -14,7 +17,7 @@ class FlatBatch:
     """Tokens without padding.
 
     Attributes:
-        tokens: [T] ids.
+        tokens: ids [T], or embeddings [T, hidden].
         layout: their documents.
         places: index into the flattened [B * L] input of every token, or None where nothing was padded.
         shape: (B, L) of the input.
@@ -25,6 +28,11 @@ class FlatBatch:
     places: torch.Tensor | None
     shape: tuple[int, int]
 
+    def flat(self, padded: torch.Tensor) -> torch.Tensor:
+        """[B, L, ...] -> [T, ...]."""
+        merged = padded.flatten(0, 1)
+        return merged if self.places is None else merged[self.places]
+
     def restore(self, flat: torch.Tensor) -> torch.Tensor:
         """[T, ...] -> [B, L, ...], zero where the input was padding."""
         if self.places is None:
@@ -34,40 +42,102 @@ class FlatBatch:
 
 
 def flatten_batch(
-    input_ids: torch.Tensor,
+    inputs: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
     position_ids: torch.Tensor | None = None,
     layout: SequenceLayout | None = None,
+    cache: HybridCache | None = None,
 ) -> FlatBatch:
     """Read the documents off a batch.
 
-    In order of precedence: `layout` (packed, [1, T]); `attention_mask` [B, L] of zeros and ones (padding left, right or
-    both sides; each row one document); `position_ids` of a single packed row, which restart at 0 with every document;
-    else each row is a document.
+    A `layout` (packed, [1, T]) says everything. Else padding is what `attention_mask` marks with zeros (left, right or both
+    sides), and a row is one document, unless `position_ids` restart at 0 inside it, which starts a new one. Position ids
+    otherwise rise by one; where a row starts counting does not matter, since only differences of positions enter the model.
+
+    Args:
+        inputs: ids [B, L] or embeddings [B, L, hidden].
+        attention_mask: [B, L] of zeros and ones; with a cache, [B, columns + L] as transformers makes it, or [B, L].
+        position_ids: [B, L], or [1, L] or [L] for all rows.
+        layout: documents of a packed batch.
+        cache: rows that the batch continues, one document each.
 
     Raises:
-        ValueError: a layout that does not fit the tokens, a mask with holes or of another shape.
+        ValueError: a layout that does not fit the tokens, a mask with holes or of another shape, position ids that describe
+            no documents, several documents for one row of a cache.
     """
-    if input_ids.dim() != 2:
-        raise ValueError(f"input_ids must be [batch, length], got {tuple(input_ids.shape)}")
-    rows, length = input_ids.shape
+    if inputs.dim() not in (2, 3):
+        raise ValueError(f"input_ids must be [batch, length], got {tuple(inputs.shape)}")
+    rows, length = inputs.shape[:2]
     if layout is not None:
         if rows != 1 or layout.total != length:
             raise ValueError(f"a layout of {layout.total} tokens needs input_ids [1, {layout.total}], got [{rows}, {length}]")
-        return FlatBatch(input_ids[0], layout.to(input_ids.device), None, (rows, length))
+        return FlatBatch(inputs[0], layout.to(inputs.device), None, (rows, length))
+    places, lengths = None, [length] * rows
     if attention_mask is not None:
-        return _from_mask(input_ids, attention_mask)
-    if position_ids is not None and rows == 1:
-        return FlatBatch(input_ids[0], SequenceLayout.from_position_ids(position_ids), None, (rows, length))
-    return FlatBatch(input_ids.flatten(), SequenceLayout.from_lengths([length] * rows, input_ids.device), None, (rows, length))
+        mask = _mask(attention_mask, rows, length, cache)
+        lengths = mask.sum(dim=1).tolist()
+        places = mask.flatten().nonzero().squeeze(1)
+    if position_ids is not None:
+        lengths = _documents(_positions(position_ids, rows, length), places, lengths, inputs.device)
+        if cache is not None and len(lengths) != cache.batch_size:
+            raise ValueError("position_ids restart inside a row, which a cache cannot continue; give each document its own row")
+    flat = inputs.flatten(0, 1)
+    return FlatBatch(
+        flat if places is None else flat[places], SequenceLayout.from_lengths(lengths, inputs.device), places, (rows, length)
+    )
 
 
-def _from_mask(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> FlatBatch:
-    if attention_mask.shape != input_ids.shape:
-        raise ValueError(f"attention_mask must be {tuple(input_ids.shape)} like input_ids, got {tuple(attention_mask.shape)}")
-    mask = attention_mask.bool()
-    if (mask[:, 1:] & ~mask[:, :-1]).sum(dim=1).add(mask[:, 0]).max() > 1:
+def refuse_unknown(arguments: Mapping[str, Any]) -> None:
+    """ValueError for arguments of transformers' models that would change the result and that this model does not know."""
+    for name in ("shift_labels", "head_mask", "encoder_hidden_states", "cache_position"):
+        if arguments.get(name) is not None:
+            raise ValueError(f"{name} is not supported by this model; leave it out")
+    if arguments.get("output_attentions"):
+        raise ValueError("output_attentions is not supported: lightning layers have no attention weights; leave it out")
+
+
+def _mask(attention_mask: torch.Tensor, rows: int, length: int, cache: HybridCache | None) -> torch.Tensor:
+    """The mask of the batch's own columns, bool [B, L], without holes."""
+    seen = cache.columns if cache is not None else 0
+    if attention_mask.shape not in ((rows, length), (rows, seen + length)):
+        wanted = f"{(rows, length)} like input_ids" + (f" or {(rows, seen + length)} with the cache's columns" if seen else "")
+        raise ValueError(f"attention_mask must be {wanted}, got {tuple(attention_mask.shape)}")
+    mask = attention_mask[:, attention_mask.shape[1] - length :].bool()
+    starts = (mask[:, 1:] & ~mask[:, :-1]).sum(dim=1)
+    if length and rows and int(starts.add(mask[:, 0]).max()) > 1:
         raise ValueError("attention_mask has holes; use a packed batch with a layout for several documents in a row")
-    layout = SequenceLayout.from_lengths(mask.sum(dim=1).tolist(), input_ids.device)
-    places = mask.flatten().nonzero().squeeze(1)
-    return FlatBatch(input_ids.flatten()[places], layout, places, (input_ids.shape[0], input_ids.shape[1]))
+    return mask
+
+
+def _positions(position_ids: torch.Tensor, rows: int, length: int) -> torch.Tensor:
+    """Position ids [B, L]."""
+    given = position_ids[None] if position_ids.dim() == 1 else position_ids
+    if given.shape not in ((rows, length), (1, length)):
+        raise ValueError(f"position_ids must be {(rows, length)} like input_ids, got {tuple(position_ids.shape)}")
+    return given.expand(rows, length)
+
+
+def _documents(positions: torch.Tensor, places: torch.Tensor | None, lengths: list[int], device: torch.device) -> list[int]:
+    """Lengths of the documents in rows that hold `lengths` tokens; an empty row is an empty document."""
+    flat = positions.to(device).flatten()
+    flat = flat if places is None else flat[places]
+    row = SequenceLayout.from_lengths(lengths, device).document_ids
+    first = torch.ones_like(row, dtype=torch.bool)
+    first[1:] = row[1:] != row[:-1]
+    restarts = ~first & (flat == 0)
+    rises = torch.ones_like(first)
+    rises[1:] = flat[1:] == flat[:-1] + 1
+    wrong = ~(first | restarts | rises)
+    if bool(wrong.any()):
+        at = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"position_ids go from {int(flat[at - 1])} to {int(flat[at])} in row {int(row[at])}; "
+            "they must rise by one, or restart at 0 where a new document begins"
+        )
+    starts = (first | restarts).nonzero().flatten().tolist()
+    owners = row[first | restarts].tolist()
+    sizes = [stop - start for start, stop in zip(starts, [*starts[1:], len(flat)], strict=True)]
+    per_row: list[list[int]] = [[] for _ in lengths]
+    for owner, size in zip(owners, sizes, strict=True):
+        per_row[owner].append(size)
+    return [size for pieces in per_row for size in (pieces or [0])]

@@ -1,4 +1,4 @@
-"""What can be said of a checkpoint's folder without torch: its configuration's fields, its files, names and shapes of tensors.
+"""What can be said of a checkpoint's folder without torch: its configuration's fields, its tensors and where their bytes lie.
 
 `posttrain plan` refuses a damaged checkpoint with it at once; the strict loader (`model/loading.py`) stays the final check.
 """
@@ -6,29 +6,89 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from posttrain.config.errors import UserError
+from posttrain.model.config_fields import canonical
+from posttrain.model.naming import Scheme, expected_shapes, is_derived, pieces, refuse_misfits, scheme_of
+from posttrain.model.tensor_files import INDEX, ITEM_BYTES, WEIGHTS, RangeReader, Stored, read_folder
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-MODEL_TYPE = "minimax_text_01"
+__all__ = ["INDEX", "WEIGHTS", "Checkpoint", "Source", "check_checkpoint", "config_fields", "expected_shapes", "read_shapes"]
 
 _RESTORE = "restore the file or remove the checkpoint"
-_SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "intermediate_size",
-    "num_local_experts",
-)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the elements of one of our tensors lie: consecutive runs, which `starts` (elements) and `parts` give in order."""
+
+    name: str
+    dtype: str
+    numel: int
+    starts: tuple[int, ...]
+    parts: tuple[Stored, ...]
+
+    def read(self, reader: RangeReader, start: int, buffer: memoryview) -> None:
+        """Fill a buffer of bytes with elements `start` and on."""
+        item = ITEM_BYTES[self.dtype]
+        place = start * item
+        while buffer:
+            number = bisect_right(self.starts, place // item) - 1
+            part, inside = self.parts[number], place - self.starts[number] * item
+            step = min(len(buffer), part.nbytes - inside)
+            reader.read_into(part, inside, buffer[:step])
+            buffer, place = buffer[step:], place + step
+
+
+class Checkpoint:
+    """A folder's tensors, whichever way they are named.
+
+    Attributes:
+        folder: the folder.
+        tensors: what is stored, by the names of the files; slopes and decays left out.
+        scheme: the kind that they are named by.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        """Read the headers of all files. UserError for a missing, damaged or mislabelled one."""
+        self.folder = Path(folder)
+        self.tensors = {name: stored for name, stored in read_folder(self.folder).items() if not is_derived(name)}
+        self.scheme: Scheme = scheme_of(self.tensors)
+
+    @property
+    def scores(self) -> bool:
+        """Whether this is a reward model."""
+        return "score.weight" in self.tensors and "lm_head.weight" not in self.tensors
+
+    def sources(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Source]:
+        """Where each of our tensors lies.
+
+        Args:
+            shapes: our tensors, all of them.
+
+        Raises:
+            UserError: missing, extra or misshapen tensors; parts of one of our tensors in different types.
+        """
+        wanted = pieces(shapes, self.scheme)
+        found = {name: stored.shape for name, stored in self.tensors.items()}
+        refuse_misfits(found, {piece.name: piece.shape for piece in wanted}, self.folder)
+        runs: dict[str, list[tuple[int, Stored]]] = {target: [] for target in shapes}
+        for piece in wanted:
+            runs[piece.target].append((piece.start, self.tensors[piece.name]))
+        return {target: self._source(target, prod(shapes[target]), own) for target, own in runs.items()}
+
+    def _source(self, target: str, numel: int, runs: list[tuple[int, Stored]]) -> Source:
+        first = runs[0][1]
+        for _, part in runs:
+            if part.dtype != first.dtype:
+                problem = f"{part.name} is {part.dtype}, but {first.name} is {first.dtype}; experts of a layer share a type"
+                raise UserError(problem, where=str(self.folder))
+        return Source(target, first.dtype, numel, tuple(start for start, _ in runs), tuple(part for _, part in runs))
 
 
 def check_checkpoint(folder: Path | str) -> None:
@@ -37,17 +97,21 @@ def check_checkpoint(folder: Path | str) -> None:
     Shapes are compared where config.json writes every size out; else the loader's check is the only one.
 
     Raises:
-        UserError: config.json is missing, broken or of another model; a file of weights is missing or damaged; a tensor is
-            missing, extra or misshapen.
+        UserError: config.json is missing, broken or of another model; a file of weights is missing, damaged or not what the
+            index says; a tensor is missing, extra or misshapen.
     """
     expected = expected_shapes(config_fields(folder))
-    found = read_shapes(folder)
+    checkpoint = Checkpoint(folder)
     if expected is not None:
-        refuse_misfits(found, expected, folder)
+        checkpoint.sources(expected)
 
 
 def config_fields(folder: Path | str) -> dict[str, Any]:
-    """Fields of a checkpoint's config.json. UserError where it is missing, broken or of another model."""
+    """Fields of a checkpoint's config.json under official names, see `config_fields.canonical`.
+
+    Raises:
+        UserError: it is missing, broken, of another model, or asks for what is not implemented.
+    """
     path = Path(folder) / "config.json"
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
@@ -59,108 +123,14 @@ def config_fields(folder: Path | str) -> dict[str, Any]:
         raise UserError(f"broken JSON in line {error.lineno}", where=str(path)) from None
     if not isinstance(fields, dict):
         raise UserError("is not a JSON object", where=str(path), instead=_RESTORE)
-    if fields.get("model_type") != MODEL_TYPE:
-        raise UserError(
-            f"model_type {fields.get('model_type')!r} is not supported", where=str(path), instead=f"expected {MODEL_TYPE!r}"
-        )
-    return fields
-
-
-def weight_files(folder: Path | str) -> list[Path]:
-    """Files of a checkpoint's weights, whether or not they exist. UserError for an index that is none."""
-    index = Path(folder) / INDEX
-    if not index.exists():
-        return [Path(folder) / WEIGHTS]
+    if "model_type" not in fields:
+        raise UserError("model_type is missing", where=str(path), instead=_RESTORE)
     try:
-        return sorted({index.parent / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError("damaged index of weights", where=str(index), instead=_RESTORE) from None
-
-
-def damaged_weights(file: Path, error: Exception) -> UserError:
-    """What to raise for a file of weights that cannot be read."""
-    if isinstance(error, FileNotFoundError):
-        return UserError("weights are missing", where=str(file))
-    return UserError(f"damaged weights ({error})", where=str(file), instead=_RESTORE)
+        return canonical(fields)
+    except ValueError as error:
+        raise UserError(str(error), where=str(path)) from None
 
 
 def read_shapes(folder: Path | str) -> dict[str, list[int]]:
-    """Shape of every tensor, from the headers of the files. UserError naming a missing or damaged file."""
-    shapes: dict[str, list[int]] = {}
-    for file in weight_files(folder):
-        try:
-            with safe_open(file, framework="numpy") as tensors:
-                shapes |= {name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
-        except (FileNotFoundError, SafetensorError) as error:
-            raise damaged_weights(file, error) from None
-    return shapes
-
-
-def expected_shapes(fields: Mapping[str, Any]) -> dict[str, list[int]] | None:
-    """Shapes of the language model's tensors; None where config.json leaves a size to its default, or has none that is one."""
-    if not all(type(fields.get(name)) is int for name in _SIZES):
-        return None
-    vocabulary, hidden, layers = fields["vocab_size"], fields["hidden_size"], fields["num_hidden_layers"]
-    kinds = fields.get("attn_type_list") or [int((i + 1) % 8 == 0) for i in range(layers)]
-    if not isinstance(kinds, list) or len(kinds) != layers:
-        return None
-    shapes = {
-        "model.embed_tokens.weight": [vocabulary, hidden],
-        "model.norm.weight": [hidden],
-        "lm_head.weight": [vocabulary, hidden],
-    }
-    for layer, kind in enumerate(kinds):
-        own = _lightning(fields) if kind == 0 else _softmax(fields)
-        own |= _experts(fields) | {"input_layernorm.weight": [hidden], "post_attention_layernorm.weight": [hidden]}
-        shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in own.items()}
-    return shapes
-
-
-def _lightning(fields: Mapping[str, Any]) -> dict[str, list[int]]:
-    hidden, inner = fields["hidden_size"], fields["num_attention_heads"] * fields["head_dim"]
-    return {
-        "self_attn.qkv_proj.weight": [3 * inner, hidden],
-        "self_attn.output_gate.weight": [inner, hidden],
-        "self_attn.out_proj.weight": [hidden, inner],
-        "self_attn.norm.weight": [inner],
-    }
-
-
-def _softmax(fields: Mapping[str, Any]) -> dict[str, list[int]]:
-    hidden, width = fields["hidden_size"], fields["head_dim"]
-    queries, keys = fields["num_attention_heads"] * width, fields["num_key_value_heads"] * width
-    return {
-        "self_attn.q_proj.weight": [queries, hidden],
-        "self_attn.k_proj.weight": [keys, hidden],
-        "self_attn.v_proj.weight": [keys, hidden],
-        "self_attn.o_proj.weight": [hidden, queries],
-    }
-
-
-def _experts(fields: Mapping[str, Any]) -> dict[str, list[int]]:
-    hidden, inner, experts = fields["hidden_size"], fields["intermediate_size"], fields["num_local_experts"]
-    return {
-        "block_sparse_moe.gate.weight": [experts, hidden],
-        "block_sparse_moe.experts.gate_up_proj": [experts, 2 * inner, hidden],
-        "block_sparse_moe.experts.down_proj": [experts, hidden, inner],
-    }
-
-
-def refuse_misfits(found: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]], folder: Path | str) -> None:
-    """UserError naming every missing, extra or misshapen tensor (three shown).
-
-    Args:
-        found: shapes in the checkpoint.
-        expected: shapes in the model.
-        folder: named in the error.
-    """
-    problems = [f"missing {name} {list(shape)}" for name, shape in expected.items() if name not in found]
-    problems += [f"extra {name} {list(shape)}" for name, shape in found.items() if name not in expected]
-    problems += [
-        f"{name} is {list(shape)}, expected {list(expected[name])}"
-        for name, shape in found.items()
-        if name in expected and list(shape) != list(expected[name])
-    ]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise UserError("weights do not fit the model: " + "; ".join(problems[:3]) + more, where=str(folder))
+    """Shape of every tensor under its name in the files. UserError naming a missing, damaged or mislabelled file."""
+    return {name: list(stored.shape) for name, stored in Checkpoint(folder).tensors.items()}

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from posttrain.model.configuration import MiniMaxText01Config
-from posttrain.model.layers import compute_dtype
+from posttrain.model.layers import Float32Linear
+from posttrain.model.router import choose
 
 
 class Experts(nn.Module):
@@ -31,8 +32,8 @@ class Experts(nn.Module):
 class MiniMaxText01SparseMoe(nn.Module):
     """sum_k p_k expert_k(x), p the softmax over all experts renormalised over the top k.
 
-    Logits, softmax and weights are fp32. No token is dropped and nothing is summed by atomics, so the result does
-    not depend on what else is in the batch.
+    Logits, softmax and weights are fp32, under autocast too. No token is dropped and nothing is summed by atomics, so the
+    result does not depend on what else is in the batch.
 
     Source: MiniMax-01 paper section 2.1, equation 1.
     """
@@ -40,19 +41,20 @@ class MiniMaxText01SparseMoe(nn.Module):
     def __init__(self, config: MiniMaxText01Config) -> None:
         super().__init__()
         self.top_k, self.num_experts = config.num_experts_per_tok, config.num_local_experts
-        self.gate = nn.Linear(config.hidden_size, config.num_local_experts, bias=False)
+        self.gate = Float32Linear(config.hidden_size, config.num_local_experts, bias=False)
         self.experts = Experts(config)
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """[T, H] -> outputs [T, H] and the chosen experts, int64 [T, k]."""
-        compute = compute_dtype(x)
-        probabilities = F.linear(x.to(compute), self.gate.weight.to(compute)).softmax(dim=-1)
-        weights, routes = probabilities.topk(self.top_k, dim=-1)
-        weights = weights / weights.sum(dim=-1, keepdim=True)
+    def forward(self, x: torch.Tensor, given: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """[T, H] -> outputs [T, H], the chosen experts int64 [T, k] and the router's logits [T, E], fp32 or fp64.
+
+        `given` replays experts [T, k], see `router.choose`.
+        """
+        logits = self.gate(x)
+        weights, routes = choose(logits, self.top_k, given)
         order = torch.sort(routes.flatten(), stable=True).indices
         counts = torch.bincount(routes.flatten(), minlength=self.num_experts).tolist()
         expert_out = self.experts(x[order // self.top_k], counts)
         inverse = torch.empty_like(order)
         inverse[order] = torch.arange(order.numel(), device=order.device)
         pairs = expert_out[inverse].view(*routes.shape, x.shape[1])
-        return (pairs.to(compute) * weights[..., None]).sum(dim=1).to(x.dtype), routes
+        return (pairs.to(weights.dtype) * weights[..., None]).sum(dim=1).to(x.dtype), routes, logits

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 
@@ -24,6 +25,21 @@ class RMSNorm(nn.Module):
 def compute_dtype(x: torch.Tensor) -> torch.dtype:
     """fp64 for fp64 tensors, fp32 for all others: what states, decays, router and head are computed in."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def full_precision(x: torch.Tensor) -> torch.autocast:
+    """A context in which no autocast touches matrix products on the device of `x`."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+class Float32Linear(nn.Linear):
+    """A linear layer computed in fp32 (fp64 for fp64 input) from weights of any type: router and score."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., in] -> [..., out] in `compute_dtype`, under autocast too."""
+        compute = compute_dtype(x)
+        with full_precision(x):
+            return F.linear(x.to(compute), self.weight.to(compute))
 
 
 def lightning_slopes(num_heads: int, layer: int, num_layers: int) -> list[float]:

@@ -81,6 +81,7 @@ class StageTrainer(Trainer):
         self._logged_at = (time.monotonic(), 0)
         arguments: TrainingArguments = kwargs.pop("args", None) or training_arguments(job, items_per_step)
         kwargs.setdefault("data_collator", list)
+        recompute(model, self.section.gradient_checkpointing)
         super().__init__(model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer, **kwargs)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
@@ -240,6 +241,14 @@ class StageTrainer(Trainer):
         self._logged_at = (now, tokens)
         if group.rank() == 0:
             self.metrics.log(self.state.global_step, values)
+
+
+def recompute(model: PreTrainedModel, what: str) -> None:
+    """Set what of a model of ours the backward pass computes again: "none", "attention" or whole "block"s."""
+    if what == "none":
+        return
+    model.checkpoint_policy = what
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 class _TimeLimit(TrainerCallback):

@@ -12,6 +12,7 @@ import typer
 
 from posttrain import __version__
 from posttrain.cli import tables
+from posttrain.cli.convert import convert_command
 from posttrain.config import RunConfig, UserError, explain, load_config
 from posttrain.config.names import suggest
 from posttrain.config.tree import options
@@ -119,6 +120,9 @@ def explain_command(
 ) -> None:
     """Say what an option means, what may be written, its default and where that comes from."""
     typer.echo(explain(key) if key is not None else "\n".join(dict.fromkeys(option.key for option in options())))
+
+
+app.command("convert")(convert_command)
 
 
 @app.command("doctor")

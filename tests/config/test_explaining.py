@@ -56,6 +56,7 @@ stages.NAME.max_length
 stages.NAME.min_length
 stages.NAME.pack_length
 stages.NAME.batch_size
+stages.NAME.gradient_checkpointing
 stages.NAME.optim.learning_rate
 stages.NAME.optim.min_learning_rate
 stages.NAME.optim.schedule

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from posttrain.model import loading
 from posttrain.model.checkpoint_files import check_checkpoint, config_fields, expected_shapes, read_shapes
 from posttrain.model.loading import new_model, save_model
 from posttrain.model.modeling import MiniMaxText01ForSequenceClassification
+from tests.model.schemes import write_official
 
 SMALL: dict[str, Any] = {"hidden_size": 24, "intermediate_size": 20, "head_dim": 6, "rotary_dim": 4}
 
@@ -95,3 +98,15 @@ def test_a_chat_template_is_found_where_transformers_finds_it(tmp_path: Path) ->
     (tmp_path / "additional_chat_templates").mkdir()
     (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text(template)
     assert agreed()
+
+
+def test_released_files_are_checked_without_torch(tmp_path: Path) -> None:
+    folder = write_official(tmp_path / "source")
+    code = f"""
+import sys
+from posttrain.model.checkpoint_files import check_checkpoint, config_fields
+check_checkpoint({str(folder)!r})
+print(config_fields({str(folder)!r})["model_type"], "torch" in sys.modules, "transformers" in sys.modules)
+"""
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert output.split() == ["minimax_m1", "False", "False"]

@@ -38,13 +38,42 @@ def test_chunks_give_the_log_softmax_and_its_gradients(chunk: int, temperature: 
         torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("chunk", CHUNKS)
+@pytest.mark.parametrize("temperature", [0.3, 1.7])
+@pytest.mark.parametrize("parts", [(1.0, 1.0), (1.0, 0.0), (0.0, 1.0)])
+def test_entropy_is_that_of_the_distribution(
+    chunk: int, temperature: float, parts: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone, beside the log-probabilities, and as a value that nothing is trained on."""
+    monkeypatch.setattr(head, "CHUNK_TOKENS", chunk)
+    made, hidden = small_head(), torch.randn(12, 6, dtype=torch.float64, requires_grad=True)
+    targets, weights = torch.randint(9, (12,)), torch.randn(2, 12, dtype=torch.float64)
+    full = hidden @ made.weight.T
+    expected = (plain(full, targets, temperature), torch.distributions.Categorical(logits=full / temperature).entropy())
+    got = made(hidden, targets, temperature, with_entropy=True)
+    gradients = []
+    for pair in (expected, got):
+        loss = sum(part * (value * weight).sum() for part, value, weight in zip(parts, pair, weights, strict=True) if part)
+        gradients.append(torch.autograd.grad(loss, [hidden, made.weight]))
+    for ours, truth in zip((*got, *gradients[1]), (*expected, *gradients[0]), strict=True):
+        torch.testing.assert_close(ours, truth, rtol=1e-10, atol=1e-11)
+
+
+def test_a_frozen_head_passes_gradients_on() -> None:
+    made, hidden = small_head().requires_grad_(False), torch.randn(12, 6, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(9, (12,))
+    (ours,) = torch.autograd.grad(made(hidden, targets).sum(), hidden)
+    (truth,) = torch.autograd.grad(plain(hidden @ made.weight.T, targets, 1.0).sum(), hidden)
+    torch.testing.assert_close(ours, truth)
+
+
 @pytest.mark.parametrize("chunk", [2, 2048])
 def test_gradients_agree_with_finite_differences(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head, "CHUNK_TOKENS", chunk)
     hidden = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(7, 4, dtype=torch.float64, requires_grad=True)
     targets = torch.tensor([0, 6, 3, 3, 1])
-    assert torch.autograd.gradcheck(lambda h, w: head._ChunkedLogprobs.apply(h, w, targets, 1.3), (hidden, weight))
+    assert torch.autograd.gradcheck(lambda h, w: head._ChunkedLogprobs.apply(h, w, targets, 1.3, True), (hidden, weight))
 
 
 def test_no_token_at_all() -> None:
@@ -118,11 +147,39 @@ def test_the_loss_of_padded_rows_is_that_of_transformers(left: bool) -> None:
         place = slice(11 - len(document), 11) if left else slice(0, len(document))
         tokens[row, place], mask[row, place] = document, 1
     labels = tokens.masked_fill(mask == 0, -100)
-    output = model(tokens, attention_mask=mask, labels=labels)
+    output = model.eval()(tokens, attention_mask=mask, labels=labels)
     shifted = labels[:, 1:].clone()
     shifted[(mask[:, :-1] == 0)] = -100  # the first token after left padding has no predecessor
     expected = torch.nn.functional.cross_entropy(output.logits[:, :-1].reshape(-1, 41), shifted.reshape(-1), ignore_index=-100)
     torch.testing.assert_close(output.loss, expected)
+
+
+def test_token_entropy_is_that_of_what_each_token_was_drawn_from() -> None:
+    model = small_model(dtype=torch.float64)
+    tokens, layout = packed(random_tokens(5), random_tokens(1), random_tokens(17))
+    with torch.no_grad():
+        logits = model(tokens, layout=layout).logits[0] / 0.7
+        got = model(tokens, layout=layout, return_token_entropy=True, temperature=0.7)
+    expected = torch.distributions.Categorical(logits=logits).entropy().roll(1)
+    expected[layout.position_ids == 0] = 0
+    torch.testing.assert_close(got.token_entropy, expected)
+    assert torch.equal(got.token_logprobs, model.token_logprobs(tokens, layout, 0.7))
+
+
+def test_a_label_is_the_target_whatever_the_token() -> None:
+    model = small_model(dtype=torch.float64)
+    tokens = random_tokens(9)[None]
+    labels = random_tokens(9, seed=5)[None]
+    expected = torch.nn.functional.cross_entropy(model(tokens).logits[0, :-1], labels[0, 1:])
+    torch.testing.assert_close(model(tokens, labels=labels).loss, expected)
+    with pytest.raises(ValueError, match="labels must be"):
+        model(tokens, labels=labels[:, 1:])
+
+
+def test_logits_come_with_a_loss_in_evaluation_only() -> None:
+    model, tokens = small_model(), random_tokens(9)[None]
+    assert model(tokens, labels=tokens).logits is None
+    assert model.eval()(tokens, labels=tokens).logits.shape == (1, 9, 41)
 
 
 def test_labels_that_count_nowhere_give_a_loss_of_zero() -> None:

@@ -14,6 +14,7 @@ from posttrain.data.layout import SequenceLayout
 from posttrain.kernels.lightning import plan as chunk_plan_module
 from posttrain.model.attention import LightningAttention
 from posttrain.model.cache import HybridCache
+from posttrain.model.layers import Float32Linear
 from posttrain.model.modeling import MiniMaxText01ForCausalLM, MiniMaxText01ForSequenceClassification
 from tests.model.small import packed, random_tokens, small_config, small_model
 
@@ -47,8 +48,8 @@ def feed(cache: HybridCache, pieces: list[torch.Tensor]) -> list[torch.Tensor]:
     """Logits of one piece a row, which continues what the row has taken in."""
     layout = SequenceLayout.from_lengths([len(piece) for piece in pieces])
     with torch.no_grad():
-        hidden, _ = MODEL.model(torch.cat(pieces), layout, cache)
-        return list(MODEL.lm_head(hidden).split(list(layout.lengths)))
+        logits = MODEL(torch.cat(pieces)[None], layout=layout, past_key_values=cache).logits[0]
+        return list(logits.split(list(layout.lengths)))
 
 
 @settings(max_examples=25)
@@ -86,14 +87,6 @@ def test_batches_of_nothing_but_documents_of_no_and_of_one_token(lengths: list[i
     MODEL.zero_grad()
 
 
-def test_position_ids_that_restart_pack_like_a_layout() -> None:
-    tokens, layout = packed(*texts([17, 64, 1, 70]))
-    with torch.no_grad():
-        by_positions = MODEL(tokens, position_ids=layout.position_ids[None]).logits
-        assert torch.equal(by_positions, MODEL(tokens, layout=layout).logits)
-        assert not torch.equal(by_positions, MODEL(tokens).logits)
-
-
 @pytest.mark.parametrize("lengths", [[5, 17, 1, 64], [0, 3], [65, 65], [1]])
 @pytest.mark.parametrize("side", ["left", "right", "both"])
 def test_padding_on_any_side_changes_nothing(lengths: list[int], side: str) -> None:
@@ -125,7 +118,7 @@ def test_scores_are_read_at_the_last_token_whatever_the_padding() -> None:
         assert scores.shape == (4, 1)
         for row, document in enumerate(documents):
             same(scores[row], model(document[None]).logits[0])
-            hidden, _ = model.model(document, SequenceLayout.from_lengths([len(document)]))
+            hidden = model.model(document[None]).last_hidden_state[0]
             same(scores[row], model.score.weight @ hidden[-1])
         for left in (True, False):
             padded = torch.zeros(4, 20, dtype=torch.int64)
@@ -136,34 +129,6 @@ def test_scores_are_read_at_the_last_token_whatever_the_padding() -> None:
             same(model(padded, attention_mask=mask).logits, scores)
     with pytest.raises(ValueError, match="without tokens"):
         model(tokens, layout=SequenceLayout.from_lengths([5, 0, 27]))
-
-
-@pytest.mark.parametrize(
-    ("mask", "message"),
-    [
-        ([[1, 1, 0, 1]], "holes"),
-        ([[0, 1, 0, 1]], "holes"),
-        ([[1, 0, 0, 1]], "holes"),
-        ([[1, 1, 1, 1], [1, 0, 1, 0]], "holes"),
-        ([[1, 1, 1]], "must be"),
-    ],
-)
-def test_masks_that_describe_no_document_are_refused(mask: list[list[int]], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        MODEL(torch.zeros(len(mask), 4, dtype=torch.int64), attention_mask=torch.tensor(mask))
-
-
-def test_layouts_that_do_not_fit_the_tokens_are_refused() -> None:
-    tokens = torch.zeros(1, 4, dtype=torch.int64)
-    for layout, ids in [
-        (SequenceLayout.from_lengths([3]), tokens),
-        (SequenceLayout.from_lengths([3, 2]), tokens),
-        (SequenceLayout.from_lengths([4]), tokens.view(2, 2)),
-    ]:
-        with pytest.raises(ValueError, match="needs input_ids"):
-            MODEL(ids, layout=layout)
-    with pytest.raises(ValueError, match=r"must be \[batch, length\]"):
-        MODEL(tokens[0])
 
 
 def test_token_by_token_is_as_all_at_once() -> None:
@@ -248,6 +213,17 @@ def test_next_token_logits_are_those_after_each_last_token() -> None:
     same(logits, torch.stack([alone(document)[-1] for document in documents]))
 
 
+@pytest.mark.parametrize("place", range(3))
+def test_no_token_follows_an_empty_document(place: int) -> None:
+    lengths = [5, 7]
+    lengths.insert(place, 0)
+    tokens, layout = packed(*texts(lengths))
+    cache = new_cache(3)
+    with pytest.raises(ValueError, match=f"document {place} is empty"):
+        MODEL.next_token_logits(tokens[0], layout, cache)
+    assert cache.lengths == [0, 0, 0]
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gradients_of_a_pack_are_the_sum_of_those_alone(checkpointing: bool) -> None:
     model = small_model(dtype=torch.float64)
@@ -279,7 +255,7 @@ def test_a_cast_to_bf16_and_back_leaves_decays_and_states_in_fp32() -> None:
     cache = new_cache(1, dtype=torch.bfloat16)
     with torch.no_grad():
         for piece in document.split([7, 1, 4]):
-            hidden, _ = model.model(piece, SequenceLayout.from_lengths([len(piece)]), cache)
+            hidden = model.model(piece[None], past_key_values=cache).last_hidden_state
             assert hidden.dtype == torch.bfloat16
             assert model.lm_head(hidden).dtype == torch.float32
     assert {state.dtype for state in cache.states.values()} == {torch.float32}
@@ -296,6 +272,49 @@ def test_a_cast_to_bf16_and_back_leaves_decays_and_states_in_fp32() -> None:
     fresh.load_state_dict(model.state_dict())
     with torch.no_grad():
         assert torch.equal(fresh(document[None]).logits, model(document[None]).logits)
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_gradients_of_padded_rows_are_those_of_a_pack(left: bool) -> None:
+    model = small_model(dtype=torch.float64)
+    documents = texts([17, 1, 65, 2])
+    tokens, layout = packed(*documents)
+    model(tokens, labels=tokens, layout=layout).loss.backward()
+    truth = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    padded, mask = torch.zeros(4, 70, dtype=torch.int64), torch.zeros(4, 70, dtype=torch.int64)
+    for row, document in enumerate(documents):
+        place = slice(70 - len(document), 70) if left else slice(0, len(document))
+        padded[row, place], mask[row, place] = document, 1
+    model(padded, labels=padded, attention_mask=mask).loss.backward()  # labels of padding are not read
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, truth[name], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("pieces", [[75], [70, 1, 1, 3]])
+def test_autocast_leaves_router_state_and_head_in_fp32(pieces: list[int]) -> None:
+    """Autocast reaches matrix products inside fp32 code too, where nobody switches it off."""
+    model = small_model()
+    attention, gate, head = LightningAttention(CONFIG, 0), Float32Linear(32, 4, bias=False), model.lm_head
+    hidden, targets = torch.randn(75, 32, dtype=torch.bfloat16), random_tokens(75)
+    q, k, v = (torch.randn(75, 4, 8, dtype=torch.bfloat16) for _ in range(3))
+
+    def results() -> list[torch.Tensor]:
+        cache, parts = new_cache(1, dtype=torch.float32), []
+        for a, b, c in zip(q.split(pieces), k.split(pieces), v.split(pieces), strict=True):
+            parts.append(attention._attend(a, b, c, SequenceLayout.from_lengths([len(a)]), cache))
+        return [torch.cat(parts), cache.states[0], gate(hidden), head(hidden), head(hidden, targets)]
+
+    with torch.no_grad():
+        truth = results()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert (hidden @ hidden.T.float()).dtype == torch.bfloat16
+            assert all(torch.equal(ours, expected) for ours, expected in zip(results(), truth, strict=True))
+            # The whole model runs so, cache and all.
+            cache = new_cache(1, dtype=torch.float32)
+            for piece in random_tokens(75).split(pieces):
+                assert model(piece[None], past_key_values=cache).logits.dtype == torch.float32
+    assert {x.dtype for x in (*truth[1:], *cache.states.values(), *cache.keys.values())} == {torch.float32}
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])

@@ -109,6 +109,50 @@ def test_a_state_dict_from_elsewhere_is_written_in_place_of_the_models_own(
     assert same(load_causal_lm(tmp_path), other)
 
 
+def test_settings_of_generation_travel_with_the_model(folder: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    assert not (folder / "generation_config.json").exists(), "config.json says it all"
+    (folder / "generation_config.json").write_text('{"temperature": 0.7, "eos_token_id": 3}')  # no do_sample: not valid strictly
+    model = load_causal_lm(folder)
+    assert (model.generation_config.temperature, model.generation_config.eos_token_id) == (0.7, 3)
+    save_model(model, tokenizer, tmp_path / "again")
+    assert load_causal_lm(tmp_path / "again").generation_config.temperature == 0.7
+    (folder / "generation_config.json").write_text("{")
+    with pytest.raises(UserError, match="generation_config.json: broken JSON"):
+        load_causal_lm(folder)
+
+
+def test_without_a_type_in_the_configuration_the_files_decide(folder: Path) -> None:
+    fields = json.loads((folder / "config.json").read_text())
+    del fields["dtype"]
+    (folder / "config.json").write_text(json.dumps(fields))
+    tensors = {name: tensor.bfloat16() for name, tensor in load_file(folder / loading.WEIGHTS).items()}
+    save_file(tensors, folder / loading.WEIGHTS)
+    model = load_causal_lm(folder)
+    assert model.config.dtype == model.lm_head.weight.dtype == torch.bfloat16
+    assert model.get_parameter(ROUTER).dtype == torch.float32
+
+
+def test_weights_are_read_into_a_model_of_another_type(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In steps, as a model on another device is; a checkpoint's fp32 values are rounded to the model's bf16."""
+    monkeypatch.setattr(loading, "STAGING_BYTES", 100)
+    model = new_model(SECTION.model_copy(update={"dtype": "bfloat16"}), VOCABULARY, 2)
+    load_weights(model, folder)
+    for name, tensor in load_file(folder / loading.WEIGHTS).items():
+        assert model.get_parameter(name).equal(tensor if name.endswith("moe.gate.weight") else tensor.bfloat16()), name
+
+
+def test_a_buffer_that_no_checkpoint_holds_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = MiniMaxText01ForCausalLM.__init__
+
+    def with_buffer(self: Any, config: Any) -> None:
+        original(self, config)
+        self.register_buffer("table", torch.zeros(3), persistent=False)
+
+    monkeypatch.setattr(MiniMaxText01ForCausalLM, "__init__", with_buffer)
+    with pytest.raises(ValueError, match="table is a buffer"):
+        load_causal_lm(folder)
+
+
 def damage_cases() -> dict[str, tuple[Callable[[dict[str, torch.Tensor]], Any], list[str]]]:
     return {
         "missing": (lambda t: t.pop(ROUTER), ["missing", ROUTER, "[2, 32]"]),
