@@ -8,7 +8,7 @@ Both turn all dimensions of a head (transformers knows no other way), so that th
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,8 +23,12 @@ from posttrain.rollout.types import RolloutRequest, SamplingParams
 TRAINING_TOKENS = 2048
 PREFILL_TOKENS = 2048
 NEW_TOKENS = 256
-BATCH = 32
-BATCH_NEW_TOKENS = 64
+PROMPTS, SAMPLES = 4, 8
+"""A batch of 32 rollouts as online RL asks for it: some samples of each prompt."""
+PROMPT_TOKENS = 256
+ANSWER_TOKENS = (8, 256)
+"""Shortest and longest answer; lengths are log-uniform, as answers that end by themselves differ."""
+UNIFORM_NEW_TOKENS = 64
 AGREEMENT = 5e-5
 """Largest difference of logits, as a share of the largest: fp32 rounding, and slopes that differ at the seventh digit."""
 
@@ -77,10 +81,14 @@ def generate(model: Any, tokens: torch.Tensor, new_tokens: int) -> torch.Tensor:
     )
 
 
-def rollout(engine: EmbeddedEngine, tokens: torch.Tensor, new_tokens: int) -> None:
-    """Greedy continuation by the embedded engine."""
-    params = SamplingParams(max_new_tokens=new_tokens, temperature=0.0, stop_token_ids=())
-    engine.generate([RolloutRequest(str(number), tuple(row), params) for number, row in enumerate(tokens.tolist())])
+def rollout(engine: EmbeddedEngine, tokens: torch.Tensor, lengths: Sequence[int]) -> None:
+    """Greedy continuation by the embedded engine, each row by its own number of tokens."""
+    engine.generate(
+        [
+            RolloutRequest(str(number), tuple(row), SamplingParams(max_new_tokens=length, temperature=0.0, stop_token_ids=()))
+            for number, (row, length) in enumerate(zip(tokens.tolist(), lengths, strict=True))
+        ]
+    )
 
 
 def compare(name: str, repeats: int) -> dict[str, Any]:
@@ -93,14 +101,21 @@ def compare(name: str, repeats: int) -> dict[str, Any]:
 
     difference = largest_difference(ours, theirs, random(1, 512))
     assert difference < AGREEMENT, f"logits differ by {difference}"
-    prompt, long, batch, row = random(1, 32), random(1, PREFILL_TOKENS), random(BATCH, 32), random(1, TRAINING_TOKENS)
+    prompt, long, row = random(1, 32), random(1, PREFILL_TOKENS), random(1, TRAINING_TOKENS)
+    prompts = random(PROMPTS, PROMPT_TOKENS).repeat_interleave(SAMPLES, dim=0)
+    shortest, longest = ANSWER_TOKENS
+    steps = PROMPTS * SAMPLES - 1
+    lengths = [round(shortest * (longest / shortest) ** (number / steps)) for number in range(steps + 1)]
+    uniform = [UNIFORM_NEW_TOKENS] * len(lengths)
+    short = random(len(lengths), 32)
     engine = EmbeddedEngine(ours.eval())
     measured = {
         "prefill": {"ours": lambda: prefill(ours, long), "theirs": lambda: prefill(theirs, long)},
         "generate": {"ours": lambda: generate(ours, prompt, NEW_TOKENS), "theirs": lambda: generate(theirs, prompt, NEW_TOKENS)},
-        "rollout": {
-            "ours": lambda: rollout(engine, batch, BATCH_NEW_TOKENS),
-            "theirs": lambda: generate(theirs, batch, BATCH_NEW_TOKENS),
+        "rollout": {"ours": lambda: rollout(engine, prompts, lengths), "theirs": lambda: generate(theirs, prompts, longest)},
+        "rollout_uniform": {
+            "ours": lambda: rollout(engine, short, uniform),
+            "theirs": lambda: generate(theirs, short, UNIFORM_NEW_TOKENS),
         },
         "training_step": {"ours": training_step(ours, row), "theirs": training_step(theirs, row)},
     }
@@ -109,7 +124,7 @@ def compare(name: str, repeats: int) -> dict[str, Any]:
         seconds = alternating_medians(runs, repeats)  # type: ignore[arg-type]
         table[what] = {**seconds, "ratio": seconds["theirs"] / seconds["ours"]}
         print(
-            f"{name:5s} {what:14s} ours {seconds['ours']:8.3f} s  theirs {seconds['theirs']:8.3f} s  {table[what]['ratio']:.2f}x",
+            f"{name:5s} {what:16s} ours {seconds['ours']:8.3f} s  theirs {seconds['theirs']:8.3f} s  {table[what]['ratio']:.2f}x",
             flush=True,
         )
     return table

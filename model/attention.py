@@ -8,7 +8,9 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from posttrain.data.layout import SequenceLayout
-from posttrain.kernels.lightning.chunked import lightning_attention, lightning_decode_step
+from posttrain.kernels.lightning.chunked import lightning_attention as chunked_attention
+from posttrain.kernels.lightning.chunked import lightning_decode_step
+from posttrain.kernels.lightning.operator import lightning_attention, lightning_attention_qkv, lightning_decode
 from posttrain.model.cache import HybridCache
 from posttrain.model.configuration import MiniMaxText01Config
 from posttrain.model.layers import RMSNorm, compute_dtype, full_precision, lightning_slopes, rotate
@@ -45,22 +47,39 @@ class LightningAttention(GradientCheckpointingLayer):
     def forward(self, x: torch.Tensor, layout: SequenceLayout, cache: HybridCache | None = None) -> torch.Tensor:
         """[T, hidden] -> [T, hidden]; with a cache, document n continues row n and the row's state moves on."""
         qkv = F.silu(self.qkv_proj(x)).view(-1, self.num_heads, 3 * self.head_dim)
-        q, k, v = qkv.split(self.head_dim, dim=-1)
-        out = self._attend(q, k, v, layout, cache)
-        return self.out_proj(torch.sigmoid(self.output_gate(x)) * self.norm(out.flatten(1)))
+        return self.out_proj(torch.sigmoid(self.output_gate(x)) * self.norm(self.attend(qkv, layout, cache).flatten(1)))
 
-    def _attend(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: SequenceLayout, cache: HybridCache | None
-    ) -> torch.Tensor:
-        slopes = self.slopes(v)
-        with full_precision(v):  # autocast would take the state and its products down to bf16
-            if cache is None:
-                return lightning_attention(q, k, v, slopes, lengths=layout.lengths)[0]
-            if layout.max_length == 1 and min(layout.lengths) == 1:
-                return lightning_decode_step(q, k, v, slopes, cache.states[self.layer])
-            out, state = lightning_attention(
-                q, k, v, slopes, lengths=layout.lengths, initial_state=cache.states[self.layer], output_final_state=True
-            )
+    def attend(self, qkv: torch.Tensor, layout: SequenceLayout, cache: HybridCache | None = None) -> torch.Tensor:
+        """The attention alone: every head's q, k and v side by side, [T, H, 3 D] -> [T, H, D]."""
+        with full_precision(qkv):  # autocast would take the state and its products down to bf16
+            return (self._attend_on_gpu if qkv.is_cuda else self._attend_on_host)(qkv, layout, cache)
+
+    def _attend_on_gpu(self, qkv: torch.Tensor, layout: SequenceLayout, cache: HybridCache | None) -> torch.Tensor:
+        """By the operator, which learns no length from the device."""
+        slopes = self.slopes(qkv)
+        if cache is None:
+            return lightning_attention_qkv(qkv, slopes, cu_seqlens=layout.cu_seqlens)
+        q, k, v = qkv.split(self.head_dim, dim=-1)
+        if layout.max_length == 1 and min(layout.lengths) == 1:
+            return lightning_decode(q, k, v, slopes, cache.states[self.layer])
+        out, state = lightning_attention(
+            q, k, v, slopes, cu_seqlens=layout.cu_seqlens, initial_state=cache.states[self.layer], output_final_state=True
+        )
+        assert state is not None
+        cache.states[self.layer] = state
+        return out
+
+    def _attend_on_host(self, qkv: torch.Tensor, layout: SequenceLayout, cache: HybridCache | None) -> torch.Tensor:
+        """By the chunked path, which takes the lengths from the host and keeps its plan from layer to layer."""
+        q, k, v = qkv.split(self.head_dim, dim=-1)
+        slopes = self.slopes(qkv)
+        if cache is None:
+            return chunked_attention(q, k, v, slopes, lengths=layout.lengths)[0]
+        if layout.max_length == 1 and min(layout.lengths) == 1:
+            return lightning_decode_step(q, k, v, slopes, cache.states[self.layer])
+        out, state = chunked_attention(
+            q, k, v, slopes, lengths=layout.lengths, initial_state=cache.states[self.layer], output_final_state=True
+        )
         assert state is not None
         cache.states[self.layer] = state
         return out
@@ -92,6 +111,8 @@ class SoftmaxAttention(GradientCheckpointingLayer):
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: SequenceLayout, cache: HybridCache
     ) -> torch.Tensor:
         """Append keys and values to the cache rows, then attend to all that each row holds."""
+        if layout.max_length == 1 and len(set(cache.lengths)) == 1 and min(layout.lengths) == 1:
+            return self._step(q, k, v, cache)
         past = torch.tensor(cache.lengths, device=q.device)
         rows, position = layout.document_ids, layout.position_ids + past[layout.document_ids]
         keys, values = cache.keys[self.layer], cache.values[self.layer]
@@ -110,6 +131,14 @@ class SoftmaxAttention(GradientCheckpointingLayer):
             padded_q.transpose(1, 2), keys[:, :, :span], values[:, :, :span], attn_mask=visible[:, None], enable_gqa=True
         )
         return out.transpose(1, 2)[rows, index]
+
+    def _step(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cache: HybridCache) -> torch.Tensor:
+        """One token for each of rows of equal length: no mask and no index tensors."""
+        keys, values, past = cache.keys[self.layer], cache.values[self.layer], cache.lengths[0]
+        keys[:, :, past], values[:, :, past] = k, v
+        span = slice(past + 1)
+        query = q.to(keys.dtype).unsqueeze(2)
+        return F.scaled_dot_product_attention(query, keys[:, :, span], values[:, :, span], enable_gqa=True).squeeze(2)
 
 
 def _packed_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: SequenceLayout) -> torch.Tensor:

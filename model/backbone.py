@@ -61,9 +61,14 @@ class MiniMaxText01DecoderLayer(GradientCheckpointingLayer):
             attended = self.self_attn(x, layout, cache)
         else:
             attended = self.self_attn(x, layout, rotary, cache)
-        x = self.post_attention_layernorm(self.attn_alpha * x + self.attn_beta * attended)
+        x = self.post_attention_layernorm(_residual(x, self.attn_alpha, attended, self.attn_beta))
         mixed, chosen, scores = self.block_sparse_moe(x, routes)
-        return self.mlp_alpha * x + self.mlp_beta * mixed, chosen, scores
+        return _residual(x, self.mlp_alpha, mixed, self.mlp_beta), chosen, scores
+
+
+def _residual(x: torch.Tensor, alpha: float, branch: torch.Tensor, beta: float) -> torch.Tensor:
+    """alpha * x + beta * branch, in one pass over memory where beta is 1, as it is in the released models."""
+    return torch.add(branch if beta == 1.0 else beta * branch, x, alpha=alpha)
 
 
 class MiniMaxText01PreTrainedModel(PreTrainedModel):

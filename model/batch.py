@@ -72,6 +72,8 @@ def flatten_batch(
         if rows != 1 or layout.total != length:
             raise ValueError(f"a layout of {layout.total} tokens needs input_ids [1, {layout.total}], got [{rows}, {length}]")
         return FlatBatch(inputs[0], layout.to(inputs.device), None, (rows, length))
+    if length == 1 and cache is not None and _continues(attention_mask, rows, cache):
+        return FlatBatch(inputs.flatten(0, 1), cache.step_layout(inputs.device), None, (rows, length))
     places, lengths = None, [length] * rows
     if attention_mask is not None:
         mask = _mask(attention_mask, rows, length, cache)
@@ -94,6 +96,15 @@ def refuse_unknown(arguments: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is not supported by this model; leave it out")
     if arguments.get("output_attentions"):
         raise ValueError("output_attentions is not supported: lightning layers have no attention weights; leave it out")
+
+
+def _continues(attention_mask: torch.Tensor | None, rows: int, cache: HybridCache) -> bool:
+    """Whether a batch of one column adds a token to every row of a cache: position ids of single tokens say nothing more."""
+    if rows != cache.batch_size:
+        return False
+    if attention_mask is None:
+        return True
+    return attention_mask.shape == (rows, cache.columns + 1) and bool(attention_mask[:, -1].all())
 
 
 def _mask(attention_mask: torch.Tensor, rows: int, length: int, cache: HybridCache | None) -> torch.Tensor:

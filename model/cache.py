@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from posttrain.data.layout import SequenceLayout
 from posttrain.model.configuration import MiniMaxText01Config
 
 
@@ -38,6 +39,7 @@ class HybridCache:
     ) -> None:
         """An empty cache that holds up to `capacity` tokens a row; with `grows`, more when more come."""
         self.lengths = [0] * batch_size
+        self._step: SequenceLayout | None = None
         self.columns = 0
         self.capacity = capacity
         self.grows = grows
@@ -58,6 +60,12 @@ class HybridCache:
     def batch_size(self) -> int:
         """Rows."""
         return len(self.lengths)
+
+    def step_layout(self, device: torch.device) -> SequenceLayout:
+        """One new token for every row; remembered, with the index tensors it makes."""
+        if self._step is None or self._step.num_documents != self.batch_size or self._step.device != device:
+            self._step = SequenceLayout.from_lengths([1] * self.batch_size, device)
+        return self._step
 
     def make_room(self, lengths: Sequence[int]) -> None:
         """Grow for so many more tokens, one number a row; ValueError where a row of a cache that does not grow overflows."""

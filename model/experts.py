@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from posttrain.model.configuration import MiniMaxText01Config
-from posttrain.model.layers import Float32Linear
+from posttrain.model.layers import Float32Linear, full_precision
 from posttrain.model.router import choose
 
 
@@ -20,13 +24,22 @@ class Experts(nn.Module):
         self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * inner, hidden))
         self.down_proj = nn.Parameter(torch.empty(experts, hidden, inner))
 
-    def forward(self, x: torch.Tensor, counts: list[int]) -> torch.Tensor:
-        """Rows of x [P, H], sorted by expert, `counts[e]` of them for expert e -> [P, H]."""
-        outputs = []
-        for expert, rows in enumerate(x.split(counts)):
-            gate, up = F.linear(rows, self.gate_up_proj[expert]).chunk(2, dim=-1)
-            outputs.append(F.linear(F.silu(gate) * up, self.down_proj[expert]))
-        return torch.cat(outputs)
+    def forward(self, x: torch.Tensor, shares: torch.Tensor, routes: torch.Tensor) -> torch.Tensor:
+        """sum_k shares[t, k] * expert_{routes[t, k]}(x[t]).
+
+        Args:
+            x: [T, H].
+            shares: [T, k], fp32 or fp64; the sum is taken in their type.
+            routes: int64 [T, k].
+
+        Returns:
+            [T, H] in the type of `x`; under autocast the products are in autocast's type.
+        """
+        inputs = (x, self.gate_up_proj, self.down_proj)
+        if torch.is_autocast_enabled(x.device.type):
+            inputs = tuple(tensor.to(torch.get_autocast_dtype(x.device.type)) for tensor in inputs)  # type: ignore[assignment]
+        with full_precision(x):
+            return _Mixture.apply(inputs[0], inputs[1], inputs[2], shares, routes).to(x.dtype)
 
 
 class MiniMaxText01SparseMoe(nn.Module):
@@ -50,11 +63,123 @@ class MiniMaxText01SparseMoe(nn.Module):
         `given` replays experts [T, k], see `router.choose`.
         """
         logits = self.gate(x)
-        weights, routes = choose(logits, self.top_k, given)
-        order = torch.sort(routes.flatten(), stable=True).indices
-        counts = torch.bincount(routes.flatten(), minlength=self.num_experts).tolist()
-        expert_out = self.experts(x[order // self.top_k], counts)
+        shares, routes = choose(logits, self.top_k, given)
+        return self.experts(x, shares, routes), routes, logits
+
+
+@dataclass(frozen=True)
+class _Dispatch:
+    """Pairs of a token and an expert, sorted by expert.
+
+    Attributes:
+        order: pair (token * k + choice) of every sorted row, int64 [P]; None where the pairs of one token stay as they lie.
+        inverse: sorted row of every pair, int64 [P], or None likewise.
+        groups: (expert, rows) of the experts that have any.
+    """
+
+    order: torch.Tensor | None
+    inverse: torch.Tensor | None
+    groups: list[tuple[int, slice]]
+
+    @classmethod
+    def of(cls, routes: torch.Tensor, num_experts: int) -> _Dispatch:
+        if len(routes) == 1:
+            return cls(None, None, [(expert, slice(row, row + 1)) for row, expert in enumerate(routes[0].tolist())])
+        flat = routes.flatten()
+        order = torch.sort(flat, stable=True).indices
         inverse = torch.empty_like(order)
-        inverse[order] = torch.arange(order.numel(), device=order.device)
-        pairs = expert_out[inverse].view(*routes.shape, x.shape[1])
-        return (pairs.to(weights.dtype) * weights[..., None]).sum(dim=1).to(x.dtype), routes, logits
+        inverse[order] = torch.arange(len(order), device=order.device)
+        groups, start = [], 0
+        for expert, count in enumerate(torch.bincount(flat, minlength=num_experts).tolist()):
+            if count:
+                groups.append((expert, slice(start, start + count)))
+            start += count
+        return cls(order, inverse, groups)
+
+    def spread(self, x: torch.Tensor, top_k: int) -> torch.Tensor:
+        """[T, ...] of tokens -> [P, ...], sorted."""
+        return x.expand(top_k, *x.shape[1:]) if self.order is None else x[self.order // top_k]
+
+    def sort(self, pairs: torch.Tensor) -> torch.Tensor:
+        """[T, k] of pairs -> [P], sorted."""
+        return pairs.flatten() if self.order is None else pairs.flatten()[self.order]
+
+    def unsort(self, rows: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+        """[P, ...] sorted -> [T, k, ...]."""
+        return (rows if self.inverse is None else rows[self.inverse]).view(*shape, *rows.shape[1:])
+
+
+class _Mixture(torch.autograd.Function):
+    """Dispatch, experts and weighted sum in one, with a backward pass written out.
+
+    Taken apart into torch's own operations, the backward pass fills a tensor of all experts' size with zeros for each of
+    them, and scatters where a gather does. The output of the down-projection is not kept: the gradient of a share is
+    <dL/dy, y> = <dL/dy W2, activation>, whose factors the backward pass needs anyway.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, shares: torch.Tensor, routes: torch.Tensor
+    ) -> torch.Tensor:
+        plan = _Dispatch.of(routes, len(gate_up))
+        rows = plan.spread(x, routes.shape[1])
+        inner = rows.new_empty(len(rows), gate_up.shape[1])
+        for expert, part in plan.groups:
+            torch.mm(rows[part], gate_up[expert].T, out=inner[part])
+        gate, up = inner.chunk(2, dim=-1)
+        activation = F.silu(gate).mul_(up)
+        out = torch.empty_like(rows, memory_format=torch.contiguous_format)
+        for expert, part in plan.groups:
+            torch.mm(activation[part], down[expert].T, out=out[part])
+        ctx.save_for_backward(x, gate_up, down, shares, routes, inner)
+        ctx.plan = plan
+        pairs = plan.unsort(out, routes.shape).to(shares.dtype)
+        return torch.bmm(shares[:, None], pairs).squeeze(1).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, gate_up, down, shares, routes, inner = ctx.saved_tensors
+        plan, top_k = ctx.plan, routes.shape[1]
+        gate, up = inner.chunk(2, dim=-1)
+        activation = F.silu(gate)
+        grad_out = plan.spread(grads[0], top_k).contiguous()
+        back = torch.empty_like(activation)  # dL/dy W2, not yet weighted
+        for expert, part in plan.groups:
+            torch.mm(grad_out[part], down[expert], out=back[part])
+        weight = plan.sort(shares)[:, None].to(x.dtype)
+        grad_shares = None
+        if ctx.needs_input_grad[3]:
+            along = (back.to(shares.dtype) * (activation * up)).sum(dim=-1)
+            grad_shares = plan.unsort(along, routes.shape)
+        back.mul_(weight)
+        grad_inner = torch.empty_like(inner)
+        torch.mul(back, activation, out=grad_inner[:, gate.shape[1] :])
+        grad_inner[:, : gate.shape[1]] = torch.ops.aten.silu_backward(back.mul_(up), gate)
+        grad_gate_up = grad_down = grad_x = None
+        if ctx.needs_input_grad[2]:
+            grad_down = _zeros_but(down, plan)
+            weighted = activation.mul_(up).mul_(weight)
+            for expert, part in plan.groups:
+                torch.mm(grad_out[part].T, weighted[part], out=grad_down[expert])
+        if ctx.needs_input_grad[1]:
+            grad_gate_up = _zeros_but(gate_up, plan)
+            rows = plan.spread(x, top_k)
+            for expert, part in plan.groups:
+                torch.mm(grad_inner[part].T, rows[part], out=grad_gate_up[expert])
+        if ctx.needs_input_grad[0]:
+            grad_rows = torch.empty_like(grad_out)
+            for expert, part in plan.groups:
+                torch.mm(grad_inner[part], gate_up[expert], out=grad_rows[part])
+            grad_x = plan.unsort(grad_rows, routes.shape).sum(dim=1)
+        return grad_x, grad_gate_up, grad_down, grad_shares, None
+
+
+def _zeros_but(weight: torch.Tensor, plan: _Dispatch) -> torch.Tensor:
+    """Room for a gradient: zero for the experts that no token chose; what the others get is yet to be written."""
+    grad = torch.empty_like(weight)
+    chosen = {expert for expert, _ in plan.groups}
+    for expert in range(len(weight)):
+        if expert not in chosen:
+            grad[expert].zero_()
+    return grad

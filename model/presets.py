@@ -13,7 +13,7 @@ def preset(name: str) -> MiniMaxText01Config:
     """A new configuration.
 
     Args:
-        name: `tiny` (0.4 M parameters, the tiny recipe's), `50m` (50 M, for a CPU), `small` (0.55 B: the released structure,
+        name: `tiny` (0.4 M parameters, the tiny recipe's), `50m` (46 M, for a CPU), `small` (0.55 B: the released structure,
             trains on one 80 GB GPU), `period` (one period of eight real-size layers, 48 B), `text-01` or `m1` (the released
             sizes, 456 B).
 
@@ -45,16 +45,16 @@ def _tiny() -> MiniMaxText01Config:
 def _fifty_million() -> MiniMaxText01Config:
     return MiniMaxText01Config(
         vocab_size=8192,
-        hidden_size=384,
+        hidden_size=256,
         num_hidden_layers=8,
         num_attention_heads=8,
         num_key_value_heads=2,
-        head_dim=64,
-        rotary_dim=32,
+        head_dim=48,
+        rotary_dim=24,
         rope_theta=10_000.0,
         max_position_embeddings=65_536,
-        intermediate_size=512,
-        num_local_experts=8,
+        intermediate_size=384,
+        num_local_experts=16,
     )
 
 
@@ -63,10 +63,10 @@ def _small() -> MiniMaxText01Config:
         vocab_size=32_768,
         hidden_size=1024,
         num_hidden_layers=16,
-        num_attention_heads=16,
-        num_key_value_heads=4,
-        head_dim=64,
-        rotary_dim=32,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        head_dim=128,
+        rotary_dim=64,
         rope_theta=10_000.0,
         max_position_embeddings=131_072,
         intermediate_size=512,

@@ -144,8 +144,7 @@ class EmbeddedEngine:
                 cache.select(keep)
                 index = torch.tensor(keep, device=device)
                 tokens, seeds, temperature = tokens[index], seeds[index], temperature[index]
-            layout = SequenceLayout.from_lengths([1] * len(active), device)
-            logits, routes = self.model.next_token_logits(tokens, layout, cache, self.return_routes)
+            logits, routes = self.model.next_token_logits(tokens, cache.step_layout(device), cache, self.return_routes)
             if routes is not None:
                 for row, route in zip(active, routes.cpu().numpy(), strict=True):
                     row.routes.append(route[None])
@@ -201,6 +200,9 @@ def _sample(
     Inverse-CDF sampling: the row's uniform number falls into the token whose share of the cumulated probability holds it.
     """
     greedy = temperature == 0
+    if bool(greedy.all()):  # saves the cumulated probabilities, half of the work on a large vocabulary
+        tokens = logits.argmax(dim=-1)
+        return tokens, logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(dim=-1)
     scaled = logits / torch.where(greedy, 1.0, temperature).to(logits.dtype)[:, None]
     logprobs = scaled.log_softmax(dim=-1)
     cumulated = logprobs.exp().to(torch.float64).cumsum(dim=-1)

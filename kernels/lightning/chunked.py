@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -59,8 +60,7 @@ def lightning_attention(
         before, final = _scan(added, torch.exp(-slope[None, :, :, None] * rows[:, None, None, None]), plan, initial_state)
         decayed_queries = qc * torch.exp(-slope * (row + 1))[None, ..., None]
         out = out + decayed_queries @ before.transpose(-1, -2)
-    flat = out.transpose(1, 2).reshape(-1, out.shape[1], out.shape[3])
-    return flat[plan.scatter].to(v.dtype), final if output_final_state else None
+    return _FromChunks.apply(out, plan).to(v.dtype), final if output_final_state else None
 
 
 def lightning_decode_step(
@@ -85,8 +85,48 @@ def lightning_decode_step(
 
 def _to_chunks(x: torch.Tensor, plan: ChunkPlan) -> torch.Tensor:
     """[T, H, D] -> [M, H, C, D], zero where a chunk has no token."""
-    padded = torch.cat([x, x.new_zeros(1, *x.shape[1:])])
-    return padded[plan.gather].transpose(1, 2)
+    return _ToChunks.apply(x, plan)
+
+
+def _laid_out(x: torch.Tensor, plan: ChunkPlan) -> torch.Tensor:
+    if plan.in_order:
+        rows = x
+    elif len(x):
+        rows = x[plan.gather.flatten().clamp(max=len(x) - 1)].index_fill_(0, plan.padding, 0.0)
+    else:
+        rows = x.new_zeros(plan.gather.numel(), *x.shape[1:])
+    return rows.view(*plan.gather.shape, *x.shape[1:]).transpose(1, 2)
+
+
+def _taken_back(chunks: torch.Tensor, plan: ChunkPlan) -> torch.Tensor:
+    rows = chunks.transpose(1, 2).reshape(-1, chunks.shape[1], chunks.shape[3])
+    return rows if plan.in_order else rows[plan.scatter]
+
+
+class _ToChunks(torch.autograd.Function):
+    """Tokens to chunks. Each is the other's inverse, so a gradient is gathered, where torch's own indexing would scatter it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, plan: ChunkPlan) -> torch.Tensor:
+        ctx.plan = plan
+        return _laid_out(x, plan).contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return _taken_back(grads[0], ctx.plan), None
+
+
+class _FromChunks(torch.autograd.Function):
+    """Chunks to tokens, see `_ToChunks`."""
+
+    @staticmethod
+    def forward(ctx: Any, chunks: torch.Tensor, plan: ChunkPlan) -> torch.Tensor:
+        ctx.plan = plan
+        return _taken_back(chunks, plan)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return _laid_out(grads[0].contiguous(), ctx.plan), None
 
 
 def _scan(

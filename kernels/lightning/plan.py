@@ -26,6 +26,8 @@ class ChunkPlan:
         step_sizes: chunks in every step, on the host.
         order: document of every position in the falling order, [N].
         num_chunks: chunks of every document, in the order of the batch, on the host.
+        padding: flattened chunk rows without a token.
+        in_order: chunk rows are the tokens as they lie, none missing and none added.
     """
 
     chunk: int
@@ -35,6 +37,8 @@ class ChunkPlan:
     step_sizes: tuple[int, ...]
     order: torch.Tensor
     num_chunks: tuple[int, ...]
+    padding: torch.Tensor
+    in_order: bool
 
 
 def chunk_plan(lengths: Sequence[int], device: torch.device) -> ChunkPlan:
@@ -74,4 +78,6 @@ def _chunk_plan(lengths: tuple[int, ...], device: str) -> ChunkPlan:
         step_sizes=tuple(step_sizes),
         order=order.to(device),
         num_chunks=tuple(chunks.tolist()),
+        padding=(~inside).flatten().nonzero().flatten().to(device),
+        in_order=bool(inside.all()) and bool((scatter[1:] > scatter[:-1]).all()),
     )

@@ -297,12 +297,12 @@ def test_autocast_leaves_router_state_and_head_in_fp32(pieces: list[int]) -> Non
     model = small_model()
     attention, gate, head = LightningAttention(CONFIG, 0), Float32Linear(32, 4, bias=False), model.lm_head
     hidden, targets = torch.randn(75, 32, dtype=torch.bfloat16), random_tokens(75)
-    q, k, v = (torch.randn(75, 4, 8, dtype=torch.bfloat16) for _ in range(3))
+    qkv = torch.randn(75, 4, 24, dtype=torch.bfloat16)
 
     def results() -> list[torch.Tensor]:
         cache, parts = new_cache(1, dtype=torch.float32), []
-        for a, b, c in zip(q.split(pieces), k.split(pieces), v.split(pieces), strict=True):
-            parts.append(attention._attend(a, b, c, SequenceLayout.from_lengths([len(a)]), cache))
+        for part in qkv.split(pieces):
+            parts.append(attention.attend(part, SequenceLayout.from_lengths([len(part)]), cache))
         return [torch.cat(parts), cache.states[0], gate(hidden), head(hidden), head(hidden, targets)]
 
     with torch.no_grad():
