@@ -49,6 +49,7 @@ class MiniMaxText01Config(PreTrainedConfig):
 
     model_type = TEXT_01
     keys_to_ignore_at_inference = ["past_key_values"]
+    attribute_map = {"num_experts": "num_local_experts"}  # TRL reads the first, where an auxiliary loss is on
 
     def __init__(
         self,

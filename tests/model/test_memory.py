@@ -46,7 +46,7 @@ def test_checkpoints_change_no_gradient(policy: CheckpointPolicy, reentrant: boo
     _, gradients = pass_through(model)
     for name, gradient in truth.items():
         # A reentrant checkpoint inside a block adds the same gradients in another order: two additions a layer, each off by up
-        # to one rounding in either order, over four layers.
+        # to one rounding in either order, over three layers.
         tolerance = 16 * torch.finfo(torch.float32).eps * float(gradient.abs().max()) if reentrant else 0.0
         torch.testing.assert_close(gradients[name], gradient, rtol=0, atol=tolerance)
     model.gradient_checkpointing_disable()

@@ -113,9 +113,7 @@ def test_stock_sft_adds_the_auxiliary_loss_in_transformers_form(
     tokenizer: PreTrainedTokenizerBase, tmp_path: Path, attention_mask: bool
 ) -> None:
     """TRL weighs its own computation from the router's logits; it reads `num_experts` off the configuration."""
-    model = small_model(
-        vocab_size=VOCABULARY, dtype=torch.float64, output_router_logits=False, router_aux_loss_coef=0.3, num_experts=4
-    )
+    model = small_model(vocab_size=VOCABULARY, dtype=torch.float64, output_router_logits=False, router_aux_loss_coef=0.3)
     padded = {"packing": False, "per_device_train_batch_size": 3}
     trainer = sft_trainer(model, tokenizer, tmp_path, router_aux_loss_coef=0.3)
     if attention_mask:

@@ -35,7 +35,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> StageJob:
 
 def train_until_full(job: StageJob) -> UserError:
     """Train, and what a person is told."""
-    with pytest.raises((OSError, RuntimeError, SafetensorError)) as raised:
+    with pytest.raises(Exception) as raised:  # tokenizers raises it bare  # noqa: B017, PT011
         run.train(job, job.inputs["model"])
     told = explain_failure(raised.value, "sft", job.checkpoints / "train.log")
     assert isinstance(told, UserError), told
