@@ -217,23 +217,30 @@ def _accepted(work: Preparation, records: Sequence[Record], sampling: SamplingSe
 
 def _best_and_worst(work: Preparation, prompts: Sequence[Record], stage: DPOStage) -> list[Record]:
     sampled = work.sample(prompts, stage.sampling, stage.max_length)
+    competing = [(record, _candidates(record, answers, stage.demonstrations)) for record, answers in sampled]
     reward = build_reward(work.job, stage.reward)
-    flat = [as_sample(record, answer.text) for record, answers in sampled for answer in answers]
+    flat = [as_sample(record, text) for record, candidates in competing for text, _ in candidates]
     totals = iter([breakdown.total for breakdown in reward.score(flat)])
     pairs = []
-    for record, answers in sampled:
-        scored = [(next(totals), answer) for answer in answers]
+    for record, candidates in competing:
+        scored = [(next(totals), text, finished) for text, finished in candidates]
         # Only an answer that the model ended itself may be preferred: training on it teaches where to stop.
-        best = max((pair for pair in scored if pair[1].finished), key=lambda pair: pair[0], default=None)
-        worst = min(scored, key=lambda pair: pair[0])
-        if best is None or best[0] - worst[0] < stage.min_margin or best[1].text == worst[1].text:
+        best = max((one for one in scored if one[2]), key=lambda one: one[0], default=None)
+        worst = min(scored, key=lambda one: one[0])
+        if best is None or best[0] - worst[0] < stage.min_margin or best[1] == worst[1]:
             work.counts["margin_too_small"] += 1
             continue
         kept = {name: record[name] for name in record if name != "completion"}
-        pairs.append(
-            {**kept, "chosen": assistant(best[1].text), "rejected": assistant(worst[1].text), "margin": best[0] - worst[0]}
-        )
+        pairs.append({**kept, "chosen": assistant(best[1]), "rejected": assistant(worst[1]), "margin": best[0] - worst[0]})
     return pairs
+
+
+def _candidates(record: Record, answers: Sequence[Answer], demonstrations: bool) -> list[tuple[str, bool]]:
+    """Text of every candidate, and whether it was ended: the samples, then the demonstration, where it competes."""
+    candidates = [(answer.text, answer.finished) for answer in answers]
+    if demonstrations and "completion" in record:
+        candidates.append((str(record["completion"][-1]["content"]), True))
+    return candidates
 
 
 def _in_turn(records: Sequence[Record]) -> list[Record]:

@@ -196,6 +196,10 @@ class DPOStage(StageSection):
     )
     sampling: SamplingSection = Field(default_factory=lambda: SamplingSection(), description="How candidate answers are drawn.")
     reward: RewardSection = Field(default_factory=lambda: RewardSection(), description="What ranks them.")
+    demonstrations: bool = Field(
+        False,
+        description="A prompt's demonstration competes with its samples, so prompts that the model always fails make pairs.",
+    )
     min_margin: float = Field(0.05, ge=0, description="Pairs whose rewards differ by less are dropped (paper section 6.3).")
 
 

@@ -115,6 +115,18 @@ def test_preference_pairs_are_best_against_worst(tmp_path: Path, monkeypatch: py
         assert record["margin"] == 1.0 and "completion" not in record
 
 
+def test_a_demonstration_competes_where_all_samples_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = {**DPO, "data": {"sums/train": 1.0}, "sampling": SAMPLING, "demonstrations": True}
+
+    def script(question: str, number: int) -> str:
+        return str(solve(question)) if solve(question) % 2 else "no"
+
+    records, stats, _ = prepared(tmp_path, stage, script, monkeypatch)
+    assert len(records) + stats["margin_too_small"] == 60 and all(int(record["answer"]) % 2 == 0 for record in records)
+    assert {record["rejected"][0]["content"] for record in records} == {"no"}
+    assert all(record["chosen"][0]["content"] == record["answer"] and "completion" not in record for record in records)
+
+
 def test_reward_pairs_set_right_against_wrong_and_borrow_a_neighbours_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
