@@ -42,12 +42,13 @@ def launch(folder: Path, result: Path, dtype: str, ranks: int) -> list[dict[str,
         log = (result.parent / f"worker-{rank}.log").open("w")
         command = [sys.executable, str(WORKER), str(folder), str(result), dtype]
         processes.append(subprocess.Popen(command, env=own, cwd=ROOT, stdout=log, stderr=log))
-    codes = [process.wait(timeout=200) for process in processes]
+    codes = [process.wait(timeout=500) for process in processes]  # the first start compiles an extension of DeepSpeed's
     assert codes == [0] * ranks, (result.parent / "worker-0.log").read_text()[-3000:]
     return [json.loads(Path(f"{result}-{rank}.json").read_text()) for rank in range(ranks)]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("scheme", "dtype", "ranks"),
     [("official", "float32", 2), ("native", "bfloat16", 2), ("posttrain", "float32", 3), ("posttrain", "float32", 1)],
