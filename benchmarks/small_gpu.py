@@ -1,6 +1,6 @@
 """On one GPU: `small` trained on packs of 32k tokens, by our SFT stage and by TRL's SFTTrainer, beside transformers' MiniMax.
 
-    python -m benchmarks.small_gpu [--steps 100] [--tokens 32768] [--rows posttrain trl-ours trl-transformers]
+    python -m benchmarks.small_gpu [--steps 100] [--trl-steps 100] [--tokens 32768] [--rows posttrain trl-ours trl-transformers]
 
 Every row runs in a process of its own. All keep fp32 weights (ours under ZeRO: bf16 weights with fp32 masters), multiply in
 bf16, recompute whole blocks, and see the same documents: random lengths, tokens from one random bigram table, so that there
@@ -255,6 +255,7 @@ def main() -> None:
     """Run the rows one after the other, each in its own process; print and record."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--trl-steps", type=int, default=None, help="steps of TRL's rows (default: as many)")
     parser.add_argument("--tokens", type=int, default=32_768)
     parser.add_argument("--preset", default="small")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
@@ -268,6 +269,7 @@ def main() -> None:
         raise SystemExit("benchmarks.small_gpu needs an NVIDIA GPU with 80 GB")
     results: dict[str, Any] = {}
     for row in options.rows:
+        steps = options.steps if row == "posttrain" or options.trl_steps is None else options.trl_steps
         command = [
             sys.executable,
             "-m",
@@ -277,7 +279,7 @@ def main() -> None:
             "--preset",
             options.preset,
             "--steps",
-            str(options.steps),
+            str(steps),
             "--tokens",
             str(options.tokens),
         ]

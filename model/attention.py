@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention.varlen import varlen_attn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from posttrain.data.layout import SequenceLayout
 from posttrain.kernels.lightning.chunked import lightning_attention as chunked_attention
 from posttrain.kernels.lightning.chunked import lightning_decode_step
+from posttrain.kernels.lightning.gated_norm import gated_rms_norm
 from posttrain.kernels.lightning.operator import lightning_attention, lightning_attention_qkv, lightning_decode
 from posttrain.model.cache import HybridCache
 from posttrain.model.configuration import MiniMaxText01Config
@@ -33,7 +38,7 @@ class LightningAttention(GradientCheckpointingLayer):
         self.qkv_proj = nn.Linear(config.hidden_size, 3 * inner, bias=False)
         self.output_gate = nn.Linear(config.hidden_size, inner, bias=False)
         self.out_proj = nn.Linear(inner, config.hidden_size, bias=False)
-        self.norm = RMSNorm(inner, config.lightning_norm_eps)
+        self.norm = GatedRMSNorm(inner, config.lightning_norm_eps)
         self._rates = lightning_slopes(self.num_heads, layer, config.num_hidden_layers)
         self._slopes: torch.Tensor | None = None
 
@@ -46,43 +51,66 @@ class LightningAttention(GradientCheckpointingLayer):
 
     def forward(self, x: torch.Tensor, layout: SequenceLayout, cache: HybridCache | None = None) -> torch.Tensor:
         """[T, hidden] -> [T, hidden]; with a cache, document n continues row n and the row's state moves on."""
-        qkv = F.silu(self.qkv_proj(x)).view(-1, self.num_heads, 3 * self.head_dim)
-        return self.out_proj(torch.sigmoid(self.output_gate(x)) * self.norm(self.attend(qkv, layout, cache).flatten(1)))
+        qkv = self.qkv_proj(x).view(-1, self.num_heads, 3 * self.head_dim)
+        gate = self.output_gate(x)
+        return self.out_proj(self.norm(self.attend(qkv, layout, cache).flatten(1), gate))
 
     def attend(self, qkv: torch.Tensor, layout: SequenceLayout, cache: HybridCache | None = None) -> torch.Tensor:
-        """The attention alone: every head's q, k and v side by side, [T, H, 3 D] -> [T, H, D]."""
+        """SiLU and the attention: every head's q, k and v side by side, before SiLU, [T, H, 3 D] -> [T, H, D]."""
         with full_precision(qkv):  # autocast would take the state and its products down to bf16
-            return (self._attend_on_gpu if qkv.is_cuda else self._attend_on_host)(qkv, layout, cache)
+            if cache is None:
+                return self._whole(qkv, layout)
+            states = cache.states[self.layer]
+            if layout.max_length == 1 and min(layout.lengths) == 1:
+                return self._step(qkv, states)
+            out, state = self._continued(qkv, states, layout)
+            assert state is not None
+            cache.states[self.layer] = state
+            return out
 
-    def _attend_on_gpu(self, qkv: torch.Tensor, layout: SequenceLayout, cache: HybridCache | None) -> torch.Tensor:
-        """By the operator, which learns no length from the device."""
-        slopes = self.slopes(qkv)
-        if cache is None:
-            return lightning_attention_qkv(qkv, slopes, cu_seqlens=layout.cu_seqlens)
-        q, k, v = qkv.split(self.head_dim, dim=-1)
-        if layout.max_length == 1 and min(layout.lengths) == 1:
-            return lightning_decode(q, k, v, slopes, cache.states[self.layer])
-        out, state = lightning_attention(
-            q, k, v, slopes, cu_seqlens=layout.cu_seqlens, initial_state=cache.states[self.layer], output_final_state=True
-        )
-        assert state is not None
-        cache.states[self.layer] = state
-        return out
+    # On a GPU by the operators, which learn no length from the device and apply SiLU themselves. On a CPU by the chunked path,
+    # which takes the lengths from the host and keeps its plan from layer to layer.
 
-    def _attend_on_host(self, qkv: torch.Tensor, layout: SequenceLayout, cache: HybridCache | None) -> torch.Tensor:
-        """By the chunked path, which takes the lengths from the host and keeps its plan from layer to layer."""
-        q, k, v = qkv.split(self.head_dim, dim=-1)
+    def _whole(self, qkv: torch.Tensor, layout: SequenceLayout) -> torch.Tensor:
+        """Documents that begin with zero states."""
         slopes = self.slopes(qkv)
-        if cache is None:
-            return chunked_attention(q, k, v, slopes, lengths=layout.lengths)[0]
-        if layout.max_length == 1 and min(layout.lengths) == 1:
-            return lightning_decode_step(q, k, v, slopes, cache.states[self.layer])
-        out, state = chunked_attention(
-            q, k, v, slopes, lengths=layout.lengths, initial_state=cache.states[self.layer], output_final_state=True
-        )
-        assert state is not None
-        cache.states[self.layer] = state
-        return out
+        if qkv.is_cuda:
+            return lightning_attention_qkv(qkv, slopes, cu_seqlens=layout.cu_seqlens, activation="silu")
+        return chunked_attention(*self._parts(F.silu(qkv)), slopes, lengths=layout.lengths)[0]
+
+    def _step(self, qkv: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        """One token for every row; states [B, H, D, D] move on in place."""
+        slopes = self.slopes(qkv)
+        if qkv.is_cuda:
+            return lightning_decode(*self._parts(qkv), slopes, states, activation="silu")
+        return lightning_decode_step(*self._parts(F.silu(qkv)), slopes, states)
+
+    def _continued(
+        self, qkv: torch.Tensor, states: torch.Tensor, layout: SequenceLayout
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Documents that go on from their rows' states, and the states after them."""
+        q, k, v = self._parts(F.silu(qkv))
+        slopes = self.slopes(qkv)
+        if qkv.is_cuda:
+            return lightning_attention(
+                q, k, v, slopes, cu_seqlens=layout.cu_seqlens, initial_state=states, output_final_state=True
+            )
+        return chunked_attention(q, k, v, slopes, lengths=layout.lengths, initial_state=states, output_final_state=True)
+
+    def _parts(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """q, k and v as views."""
+        q, k, v = qkv.split(self.head_dim, dim=-1)
+        return q, k, v
+
+
+class GatedRMSNorm(RMSNorm):
+    """sigmoid(gate) * RMSNorm(x) over all heads: one kernel on a GPU, `RMSNorm` and torch's product elsewhere."""
+
+    def forward(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        """[T, W] and the gate before its sigmoid [T, W] -> [T, W]."""
+        if x.is_cuda:
+            return gated_rms_norm(x, gate, self.weight, self.eps)
+        return torch.sigmoid(gate) * super().forward(x)
 
 
 class SoftmaxAttention(GradientCheckpointingLayer):
@@ -141,8 +169,24 @@ class SoftmaxAttention(GradientCheckpointingLayer):
         return F.scaled_dot_product_attention(query, keys[:, :, span], values[:, :, span], enable_gqa=True).squeeze(2)
 
 
+_GROUPED: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+"""torch 2.11 takes fewer heads of keys without being told."""
+
+
 def _packed_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: SequenceLayout) -> torch.Tensor:
-    """Attention inside each document, [T, heads, head_dim]; documents of similar length share one padded call.
+    """Attention inside each document, [T, heads, head_dim]."""
+    flash = q.dtype in (torch.bfloat16, torch.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
+    if q.is_cuda and flash and layout.total:
+        # One kernel for all lengths. Padded calls have shapes that are new in every batch, and cuDNN plans each for 25 ms.
+        ends, longest = layout.cu_seqlens.to(torch.int32), layout.max_length
+        out = varlen_attn(q, k, v, ends, ends, longest, longest, window_size=(-1, 0), **_GROUPED)
+        assert isinstance(out, torch.Tensor)  # a pair only when asked for
+        return out
+    return _bucketed_attention(q, k, v, layout)
+
+
+def _bucketed_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: SequenceLayout) -> torch.Tensor:
+    """`_packed_attention` where documents of similar length share one padded call.
 
     Buckets are powers of two, so that a batch of many short and few long documents pads at most half of itself.
     """

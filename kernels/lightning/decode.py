@@ -11,12 +11,24 @@ BLOCK, WARPS = 16, 4
 
 
 @triton.jit
+def _activated(x, SILU: tl.constexpr):
+    """In fp32; with SILU its SiLU, rounded to the type of x as a pass over memory would."""
+    value = x.to(tl.float32)
+    if SILU:
+        value = (value * tl.sigmoid(value)).to(x.dtype).to(tl.float32)
+    return value
+
+
+@triton.jit
 def decode_kernel(
     q, k, v, slopes, pool, slots, out,
     q_b, q_h, k_b, k_h, v_b, v_h, heads,
-    D: tl.constexpr, BLOCK: tl.constexpr, SLOTS: tl.constexpr,
+    D: tl.constexpr, BLOCK: tl.constexpr, SLOTS: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
-    """S <- exp(-s) S + v k^T in place, out = S q; one program: one sequence, one head, BLOCK rows of its state."""
+    """S <- exp(-s) S + v k^T in place, out = S q; one program: one sequence, one head, BLOCK rows of its state.
+
+    With SILU q, k and v are SiLU of what is loaded.
+    """
     pid = tl.program_id(0)
     piece = pid % (D // BLOCK)
     rest = pid // (D // BLOCK)
@@ -30,9 +42,9 @@ def decode_kernel(
     inside = (place >= 0) & (row >= 0)
     at = pool + (place * heads + head) * (D * D) + row[:, None] * D + column[None, :]
     state = tl.load(at, mask=inside[:, None], other=0.0)
-    key = tl.load(k + sequence * k_b + head * k_h + column).to(tl.float32)
-    query = tl.load(q + sequence * q_b + head * q_h + column).to(tl.float32)
-    value = tl.load(v + sequence * v_b + head * v_h + row).to(tl.float32)
+    key = _activated(tl.load(k + sequence * k_b + head * k_h + column), SILU)
+    query = _activated(tl.load(q + sequence * q_b + head * q_h + column), SILU)
+    value = _activated(tl.load(v + sequence * v_b + head * v_h + row), SILU)
     decay = tl.exp2(-tl.load(slopes + head) * 1.4426950408889634)
     state = state * decay + value[:, None] * key[None, :]
     tl.store(at, state, mask=inside[:, None])
@@ -49,8 +61,12 @@ def decode(
     slots: torch.Tensor | None,
     block: int = BLOCK,
     warps: int = WARPS,
+    silu: bool = False,
 ) -> torch.Tensor:
-    """One token for each of B sequences, as `operator.lightning_decode` says; [B, H, D] in the type of v."""
+    """One token for each of B sequences, as `operator.lightning_decode` says; [B, H, D] in the type of v.
+
+    With `silu` q, k and v are taken before SiLU.
+    """
     q, k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
     batch, heads, head_dim = v.shape
     out = torch.empty(v.shape, dtype=v.dtype, device=v.device)
@@ -63,6 +79,7 @@ def decode(
             D=head_dim,
             BLOCK=block,
             SLOTS=slots is not None,
+            SILU=silu,
             num_warps=warps,
         )
     return out

@@ -20,6 +20,7 @@ from posttrain.kernels.lightning import registration
 from posttrain.kernels.lightning.chunked import lightning_attention as chunked_attention
 from posttrain.kernels.lightning.chunked import lightning_decode_step
 from posttrain.kernels.lightning.matmul import lightning_matmul
+from posttrain.kernels.lightning.silu import Activation, activated, is_silu
 
 BACKENDS = ("auto", "triton", "matmul", "torch")
 log = logging.getLogger(__name__)
@@ -100,25 +101,36 @@ def lightning_attention(
 
 
 def lightning_attention_qkv(
-    qkv: torch.Tensor, slopes: torch.Tensor, *, cu_seqlens: torch.Tensor | None = None, backend: str = "auto"
+    qkv: torch.Tensor,
+    slopes: torch.Tensor,
+    *,
+    cu_seqlens: torch.Tensor | None = None,
+    activation: Activation = None,
+    backend: str = "auto",
 ) -> torch.Tensor:
     """`lightning_attention` of the projection's output as it lies, for training: documents begin with zero states.
 
     Args:
         qkv: [T, H, 3 D] or [B, T, H, 3 D], every head's q, k and v side by side. The gradient comes back in this layout,
             written once.
+        activation: "silu" where q, k and v are SiLU of `qkv`. With `triton` only `qkv` itself is kept for the backward pass.
         slopes, cu_seqlens, backend: as in `lightning_attention`.
 
     Returns:
         Outputs [T, H, D] or [B, T, H, D].
+
+    Raises:
+        ValueError, UserError: as `lightning_attention`; ValueError for another activation.
     """
     q, k, v = qkv.chunk(3, dim=-1)
     if choose_backend(backend, v) != "triton":
+        q, k, v = activated(qkv, activation).chunk(3, dim=-1)
         return lightning_attention(q, k, v, slopes, cu_seqlens=cu_seqlens, backend=backend)[0]
     _check(q, k, v, slopes, cu_seqlens, None, None, False)
+    silu = is_silu(activation)
     count = qkv.shape[0] if qkv.dim() == 4 else 1
     flat = qkv.flatten(0, 1) if qkv.dim() == 4 else qkv
-    return registration.lightning_qkv(flat, slopes.float().contiguous(), count, cu_seqlens).view(v.shape)
+    return registration.lightning_qkv(flat, slopes.float().contiguous(), count, cu_seqlens, silu).view(v.shape)
 
 
 def lightning_decode(
@@ -129,6 +141,7 @@ def lightning_decode(
     pool: torch.Tensor,
     *,
     state_slots: torch.Tensor | None = None,
+    activation: Activation = None,
     backend: str = "auto",
 ) -> torch.Tensor:
     """One token for each of B sequences: S <- exp(-s) S + v k^T in place, and return S q. Can be captured in a CUDA graph.
@@ -139,17 +152,19 @@ def lightning_decode(
         pool: states [S, H, V, K], fp32 (fp64 with fp64 inputs), contiguous; updated in place.
         state_slots: slot of each sequence, int32 or int64 [B], no slot twice; -1 is a padded row, whose output is zero. None
             for sequence n in slot n.
+        activation: "silu" where q, k and v are SiLU of what is given.
         backend: one of BACKENDS; `matmul` and `torch` are the same here.
 
     Returns:
         [B, H, V] in the type of `v`.
 
     Raises:
-        ValueError, UserError: as `lightning_attention`.
+        ValueError, UserError: as `lightning_attention`; ValueError for another activation.
     """
     _check(q, k, v, slopes, None, pool, state_slots, False, decoding=True)
     if choose_backend(backend, v) == "triton":
-        return registration.lightning_decode(q, k, v, slopes.float().contiguous(), pool, state_slots)
+        return registration.lightning_decode(q, k, v, slopes.float().contiguous(), pool, state_slots, is_silu(activation))
+    q, k, v = (activated(x, activation) for x in (q, k, v))
     if state_slots is None:
         return lightning_decode_step(q, k, v, slopes, pool)
     present = state_slots >= 0

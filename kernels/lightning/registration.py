@@ -2,13 +2,17 @@
 
 `posttrain::lightning` and `posttrain::lightning_qkv` differ in their inputs only: the second takes the projection's output
 [T, H, 3 D] whole, so that its gradient is written where the projection's backward reads it, with no concatenation of three.
+Documents are given by `cu_seqlens`, or as `count` of equal length.
 """
+# No `from __future__ import annotations`: operators' schemas are read from the annotations.
 
-from __future__ import annotations
-
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
+
+from posttrain.kernels.lightning.silu import silu_backward
 
 if TYPE_CHECKING:
     from posttrain.kernels.lightning.launch import Documents
@@ -16,7 +20,28 @@ if TYPE_CHECKING:
 MaybeTensor = torch.Tensor | None
 
 
-def _documents(tokens: int, count: int, cu_seqlens: MaybeTensor) -> Documents:
+def registered(fake: Callable[..., Any], mutates: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Any]:
+    """Makes a function the operator posttrain::NAME.
+
+    Args:
+        fake: takes the function's arguments and returns empty tensors like its results.
+        mutates: names of the arguments that it writes to.
+    """
+
+    def register(function: Callable[..., Any]) -> Any:
+        operator = torch.library.custom_op(f"posttrain::{function.__name__}", function, mutates_args=mutates)
+        operator.register_fake(fake)
+        return operator
+
+    return register
+
+
+def dense_like(x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Empty, dense, in the shape of x and in its type where none is given."""
+    return torch.empty(x.shape, dtype=dtype or x.dtype, device=x.device)
+
+
+def _documents(tokens: int, count: int, cu_seqlens: MaybeTensor) -> "Documents":
     from posttrain.kernels.lightning.launch import Documents
 
     if cu_seqlens is not None:
@@ -32,15 +57,11 @@ def _empty_states(v: torch.Tensor, count: int, cu_seqlens: MaybeTensor, wanted: 
     return v.new_empty(documents, v.shape[1], v.shape[2], v.shape[2], dtype=torch.float32)
 
 
-def _dense_like(x: torch.Tensor) -> torch.Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
-
-
-@torch.library.custom_op(
-    "posttrain::lightning",
-    mutates_args=(),
-    schema="(Tensor q, Tensor k, Tensor v, Tensor slopes, int count, Tensor? cu_seqlens, Tensor? initial, bool want_final)"
-    " -> (Tensor, Tensor)",
+@registered(
+    fake=lambda q, k, v, slopes, count, cu_seqlens, initial, want_final: (
+        dense_like(v),
+        _empty_states(v, count, cu_seqlens, want_final),
+    )
 )
 def lightning(
     q: torch.Tensor,
@@ -52,7 +73,7 @@ def lightning(
     initial: MaybeTensor,
     want_final: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Outputs [T, H, D] and final states; documents by `cu_seqlens`, or `count` of equal length."""
+    """Outputs [T, H, D] and final states."""
     from posttrain.kernels.lightning import launch
 
     final = _empty_states(v, count, cu_seqlens, want_final)
@@ -62,25 +83,11 @@ def lightning(
     return out, final
 
 
-@lightning.register_fake
-def _(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    slopes: torch.Tensor,
-    count: int,
-    cu_seqlens: MaybeTensor,
-    initial: MaybeTensor,
-    want_final: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return _dense_like(v), _empty_states(v, count, cu_seqlens, want_final)
-
-
-@torch.library.custom_op(
-    "posttrain::lightning_backward",
-    mutates_args=(),
-    schema="(Tensor q, Tensor k, Tensor v, Tensor slopes, int count, Tensor? cu_seqlens, Tensor? initial, Tensor do,"
-    " Tensor? final_grad) -> (Tensor, Tensor, Tensor, Tensor)",
+@registered(
+    fake=lambda q, k, v, slopes, count, cu_seqlens, initial, *_: (
+        *map(dense_like, (q, k, v)),
+        _empty_states(v, count, cu_seqlens, initial is not None),
+    )
 )
 def lightning_backward(
     q: torch.Tensor,
@@ -96,7 +103,7 @@ def lightning_backward(
     """dq, dk, dv [T, H, D], and the gradient of the initial state where there is one."""
     from posttrain.kernels.lightning import launch
 
-    grads = _dense_like(q), _dense_like(k), _dense_like(v)
+    grads = dense_like(q), dense_like(k), dense_like(v)
     initial_grad = _empty_states(v, count, cu_seqlens, initial is not None)
     with torch.cuda.device_of(v):
         launch.backward(
@@ -106,21 +113,6 @@ def lightning_backward(
             initial_grad=initial_grad if initial is not None else None,
         )
     return *grads, initial_grad
-
-
-@lightning_backward.register_fake
-def _(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    slopes: torch.Tensor,
-    count: int,
-    cu_seqlens: MaybeTensor,
-    initial: MaybeTensor,
-    do: torch.Tensor,
-    final_grad: MaybeTensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    return _dense_like(q), _dense_like(k), _dense_like(v), _empty_states(v, count, cu_seqlens, initial is not None)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
@@ -138,68 +130,52 @@ def _differentiate(ctx: Any, do: torch.Tensor, final_grad: torch.Tensor) -> tupl
 lightning.register_autograd(_differentiate, setup_context=_keep)
 
 
-@torch.library.custom_op(
-    "posttrain::lightning_qkv",
-    mutates_args=(),
-    schema="(Tensor qkv, Tensor slopes, int count, Tensor? cu_seqlens) -> Tensor",
-)
-def lightning_qkv(qkv: torch.Tensor, slopes: torch.Tensor, count: int, cu_seqlens: MaybeTensor) -> torch.Tensor:
-    """Outputs [T, H, D] of qkv [T, H, 3 D], every head's q, k and v side by side; documents begin with zero states."""
+@registered(fake=lambda qkv, *_: qkv.new_empty(qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3))
+def lightning_qkv(qkv: torch.Tensor, slopes: torch.Tensor, count: int, cu_seqlens: MaybeTensor, silu: bool) -> torch.Tensor:
+    """Outputs [T, H, D] of qkv [T, H, 3 D], every head's q, k and v side by side; documents begin with zero states.
+
+    With `silu`, qkv is what comes before SiLU.
+    """
     from posttrain.kernels.lightning import launch
 
-    q, k, v = qkv.chunk(3, dim=-1)
-    with torch.cuda.device_of(v):
-        return launch.forward(q, k, v, slopes, _documents(v.shape[0], count, cu_seqlens))
+    documents = _documents(qkv.shape[0], count, cu_seqlens)
+    with torch.cuda.device_of(qkv):
+        on_load = silu and launch.silu_on_load(qkv.chunk(3, dim=-1)[2], documents)
+        q, k, v = (F.silu(qkv) if silu and not on_load else qkv).chunk(3, dim=-1)
+        return launch.forward(q, k, v, slopes, documents, silu=on_load)
 
 
-@lightning_qkv.register_fake
-def _(qkv: torch.Tensor, slopes: torch.Tensor, count: int, cu_seqlens: MaybeTensor) -> torch.Tensor:
-    return qkv.new_empty(qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3)
-
-
-@torch.library.custom_op(
-    "posttrain::lightning_qkv_backward",
-    mutates_args=(),
-    schema="(Tensor qkv, Tensor slopes, int count, Tensor? cu_seqlens, Tensor do) -> Tensor",
-)
+@registered(fake=lambda qkv, *_: dense_like(qkv))
 def lightning_qkv_backward(
-    qkv: torch.Tensor, slopes: torch.Tensor, count: int, cu_seqlens: MaybeTensor, do: torch.Tensor
+    qkv: torch.Tensor, slopes: torch.Tensor, count: int, cu_seqlens: MaybeTensor, silu: bool, do: torch.Tensor
 ) -> torch.Tensor:
-    """Gradient of qkv, [T, H, 3 D], written in place by the walks."""
+    """Gradient of qkv, [T, H, 3 D], written by the walks into one tensor; `silu` is made anew, and its gradient in place."""
     from posttrain.kernels.lightning import launch
 
-    grad = _dense_like(qkv)
-    q, k, v = qkv.chunk(3, dim=-1)
+    grad = dense_like(qkv)
     dq, dk, dv = grad.chunk(3, dim=-1)
-    with torch.cuda.device_of(v):
-        launch.backward(q, k, v, slopes, _documents(v.shape[0], count, cu_seqlens), do, (dq, dk, dv))
+    with torch.cuda.device_of(qkv):
+        q, k, v = (F.silu(qkv) if silu else qkv).chunk(3, dim=-1)
+        launch.backward(q, k, v, slopes, _documents(qkv.shape[0], count, cu_seqlens), do, (dq, dk, dv))
+        if silu:
+            silu_backward(qkv, grad)
     return grad
 
 
-@lightning_qkv_backward.register_fake
-def _(qkv: torch.Tensor, slopes: torch.Tensor, count: int, cu_seqlens: MaybeTensor, do: torch.Tensor) -> torch.Tensor:
-    return _dense_like(qkv)
-
-
 def _keep_qkv(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    qkv, slopes, ctx.count, cu_seqlens = inputs
+    qkv, slopes, ctx.count, cu_seqlens, ctx.silu = inputs
     ctx.save_for_backward(qkv, slopes, cu_seqlens)
 
 
 def _differentiate_qkv(ctx: Any, do: torch.Tensor) -> tuple[MaybeTensor, ...]:
     qkv, slopes, cu_seqlens = ctx.saved_tensors
-    return lightning_qkv_backward(qkv, slopes, ctx.count, cu_seqlens, do), None, None, None
+    return lightning_qkv_backward(qkv, slopes, ctx.count, cu_seqlens, ctx.silu, do), None, None, None, None
 
 
 lightning_qkv.register_autograd(_differentiate_qkv, setup_context=_keep_qkv)
 
 
-@torch.library.custom_op(
-    "posttrain::lightning_prefill",
-    mutates_args=("pool",),
-    schema="(Tensor q, Tensor k, Tensor v, Tensor slopes, int count, Tensor? cu_seqlens, Tensor(a!) pool, Tensor slots)"
-    " -> Tensor",
-)
+@registered(fake=lambda q, k, v, *_: dense_like(v), mutates=("pool",))
 def lightning_prefill(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -218,37 +194,18 @@ def lightning_prefill(
         return launch.forward(q, k, v, slopes, documents, initial=pool, final=pool, slots=slots)
 
 
-@lightning_prefill.register_fake
-def _(
+@registered(fake=lambda q, k, v, *_: dense_like(v), mutates=("pool",))
+def lightning_decode(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
     slopes: torch.Tensor,
-    count: int,
-    cu_seqlens: MaybeTensor,
     pool: torch.Tensor,
-    slots: torch.Tensor,
+    slots: MaybeTensor,
+    silu: bool,
 ) -> torch.Tensor:
-    return _dense_like(v)
-
-
-@torch.library.custom_op(
-    "posttrain::lightning_decode",
-    mutates_args=("pool",),
-    schema="(Tensor q, Tensor k, Tensor v, Tensor slopes, Tensor(a!) pool, Tensor? slots) -> Tensor",
-)
-def lightning_decode(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, slopes: torch.Tensor, pool: torch.Tensor, slots: MaybeTensor
-) -> torch.Tensor:
-    """Outputs [B, H, D] of one token for each sequence; states move on in place."""
+    """Outputs [B, H, D] of one token for each sequence, q, k and v before SiLU with `silu`; states move on in place."""
     from posttrain.kernels.lightning.decode import decode
 
     with torch.cuda.device_of(v):
-        return decode(q, k, v, slopes, pool, slots)
-
-
-@lightning_decode.register_fake
-def _(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, slopes: torch.Tensor, pool: torch.Tensor, slots: MaybeTensor
-) -> torch.Tensor:
-    return _dense_like(v)
+        return decode(q, k, v, slopes, pool, slots, silu=silu)

@@ -11,10 +11,15 @@ A walk goes over tokens p = 0, 1, ... in its own direction, with a decay L = exp
     dv      k   q   do  backward        dS
 
 Nothing is stored between chunks: X stays in registers as the accumulator of a product, values first, so that it is also
-the left operand of the next read-out. Each of the tensors is read once per role. A document whose length is no multiple of
-the chunk has its short chunk first, filled up with rows of zeros in front; after it every decay is the same in every chunk,
-and none has a positive exponent. The backward walks start from a state that is one step older (dS at the end is the gradient
-of a state after the last token), hence `lag`: 1 forward, 0 backward.
+the left operand of the next read-out. Each of the tensors is read once per role. Chunks lie on a grid that begins where the
+walk begins, so that every decay is the same in every chunk, and none has a positive exponent. A document whose length is no
+multiple of the chunk has its short chunk last, filled up with zeros; only the state after it has to know (FINAL). The
+backward walks start from a state that is one step older (dS at the end is the gradient of a state after the last token),
+hence `lag`: 1 forward, 0 backward.
+
+a and b come through tensor descriptors, one a document, whose bounds make the zeros of a short chunk; that takes no registers
+for addresses, which is what limits these kernels. c and the output go through pointers: a descriptor costs 0.7 us to make,
+more than it saves there, and a descriptor cannot store above its first row.
 
 Source: MiniMax-01 paper section 2.2.1 and algorithm 1; chunked linear attention with constant decay.
 """
@@ -68,15 +73,97 @@ def _locate(
 def _at(base, line, stride):
     """Addresses of tokens `line` [C] of a [T, ..] tensor.
 
-    Made anew in every chunk: addresses that are kept or stepped take registers, which is what limits these kernels.
+    Made anew in every chunk: addresses that are kept or stepped take registers.
     """
     return base + line.to(tl.int64) * stride
+
+
+@triton.jit
+def _rows(base, tokens, stride, CHUNK: tl.constexpr, COLUMNS: tl.constexpr):
+    """Descriptor of the rows of one document and head, which reads zeros before its first row and after its last one."""
+    return tl.make_tensor_descriptor(base, [tl.maximum(tokens, 1), COLUMNS], [stride.to(tl.int64), 1], [CHUNK, COLUMNS])
 
 
 @triton.jit
 def _pick(role, first, second, third):
     """A select, through which Triton sees alignment; it does not see it through nested branches."""
     return tl.where(role == 0, first, tl.where(role == 1, second, third))
+
+
+@triton.jit
+def _state(base, half, turned, wanted, D: tl.constexpr, BLOCK: tl.constexpr):
+    """Rows half * BLOCK .. of the state [D, D] at `base`, of its transpose where `turned`; zeros where not `wanted`."""
+    line = half * BLOCK + tl.arange(0, BLOCK)
+    column = tl.arange(0, D)
+    if turned:  # read along rows and turned here: a load along columns would fetch 32 bytes for 4
+        lying = tl.load(base + column[:, None] * D + line[None, :], mask=wanted & (line[None, :] >= 0), other=0.0)
+        state = tl.trans(lying)
+    else:
+        state = tl.load(base + line[:, None] * D + column[None, :], mask=wanted & (line[:, None] >= 0), other=0.0)
+    return state
+
+
+@triton.jit
+def _reach(rate, rows):
+    """How many stretches of `rows` tokens back a decay of 2^-rate a token is not yet zero in fp32 (2^-150), and one more."""
+    return tl.minimum(150.0 / tl.maximum(rate * rows, 1e-30), 1e9).to(tl.int32) + 1
+
+
+@triton.jit
+def _silu_of_one(x):
+    y = x.to(tl.float32)
+    root = tl.rsqrt(1.0 + tl.exp2(-1.4426950408889634 * y))
+    return (y * root * root).to(x.dtype)
+
+
+@triton.jit
+def _silu(x, OPERAND: tl.constexpr):
+    """x / (1 + exp(-x)), in fp32, rounded to the type of x.
+
+    Mapped over single numbers: over a whole tile the compiler would hold all of its intermediate results at once, and spill.
+    The interpreter, where operands are fp32, cannot map.
+    """
+    if OPERAND == tl.float32:
+        return _silu_of_one(x)
+    return tl.map_elementwise(_silu_of_one, x)
+
+
+@triton.jit
+def _step(
+    state, rows_a, rows_b, c, to, c_t, to_t, offset, tokens, mask, reading, age, kept,
+    D: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, SILU: tl.constexpr, SCORES_FIRST: tl.constexpr,
+    SCORE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Writes the outputs of one chunk, whose first row is token `offset`, and returns the state after it.
+
+    Arguments as made and described in `walk_kernel`.
+    """
+    block = tl.arange(0, BLOCK)
+    lines = tl.arange(0, CHUNK) + offset
+    inside = (lines >= 0) & (lines < tokens)
+    at_c = _at(c, lines, c_t)[:, None] + block[None, :]
+    xa = rows_a.load([offset, 0])
+    if SILU:  # which takes registers of its own: a tile is loaded when the one before is done with
+        xa = _silu(xa, OPERAND)
+    else:
+        xb = rows_b.load([offset, 0])
+        xc = tl.load(at_c, mask=inside[:, None], other=0.0)
+        aged = tl.trans((xc.to(tl.float32) * age[:, None]).to(OPERAND))
+    if not SCORES_FIRST:
+        result = tl.dot(state.to(OPERAND), tl.trans(xa).to(OPERAND), input_precision=PRECISION) * reading[None, :]
+    if SILU:
+        xb = _silu(rows_b.load([offset, 0]), OPERAND)
+    scores = tl.dot(xb.to(SCORE), tl.trans(xa).to(SCORE), input_precision=PRECISION) * mask
+    if SCORES_FIRST:
+        result = tl.dot(state.to(OPERAND), tl.trans(xa).to(OPERAND), input_precision=PRECISION) * reading[None, :]
+    if SILU:
+        xc = _silu(tl.load(at_c, mask=inside[:, None], other=0.0), OPERAND)
+        aged = tl.trans((xc.to(tl.float32) * age[:, None]).to(OPERAND))
+    result = tl.dot(tl.trans(xc).to(OPERAND), scores.to(OPERAND), result, input_precision=PRECISION)
+    state = tl.dot(aged, xb.to(OPERAND), state * kept, input_precision=PRECISION)
+    target = _at(to, lines, to_t)[None, :] + block[:, None]
+    tl.store(target, result.to(to.dtype.element_ty), mask=inside[None, :] & (block[:, None] >= 0))
+    return state
 
 
 # Not specialised: one compiled kernel serves every length and number of documents.
@@ -87,13 +174,14 @@ def walk_kernel(
     heads, documents, length, chunks_per_part, items,
     D: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
     BACKWARD: tl.constexpr, PACKED: tl.constexpr, SPLIT: tl.constexpr, WIDTH: tl.constexpr,
-    BOUND: tl.constexpr, FINAL: tl.constexpr, SLOTS: tl.constexpr, LATE: tl.constexpr,
+    BOUND: tl.constexpr, FINAL: tl.constexpr, SLOTS: tl.constexpr, SILU: tl.constexpr, SCORES_FIRST: tl.constexpr,
     SCORE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: one item (document or part), one head, BLOCK columns of the output, one role.
 
     Args:
-        q, k, v, do, out, dq, dk, dv: [T, H, D] with strides _t, _h and 1.
+        q, k, v, do, out, dq, dk, dv: [T, H, D] with strides _t, _h and 1; strides and addresses of q, k, v and do are
+            multiples of 16 bytes.
         slopes: fp32 [H], at least 0.
         cu_seqlens: [documents + 1] where PACKED; else every document has `length` tokens.
         slots: place of each document's state in `initial` and `final`, -1 for none, where SLOTS; else its number.
@@ -101,13 +189,15 @@ def walk_kernel(
         final_grad: gradient of the final state, BACKWARD only.
         parts: fp32 [sides, items, H, D, D] from `part_kernel`, where SPLIT.
         BOUND: documents begin with `initial` (and `final_grad`), not with zeros. FINAL: write `final`.
-        LATE: make the decays of the read-out in every chunk, for fewer registers.
+        SILU: q, k and v are SiLU of what is loaded; not BACKWARD.
+        SCORES_FIRST: scores before the read-out: the update of the state runs on beside them, for some more registers.
         SCORE, OPERAND: types of the operands of a . b, and of the other products.
     """
     HALVES: tl.constexpr = D // BLOCK
     pid = tl.program_id(0)
     column = tl.arange(0, D)
     block = tl.arange(0, BLOCK)
+    row = tl.arange(0, CHUNK)
     if BACKWARD:
         # The role is innermost: the three walks over one head's tokens run side by side and share what they read in L2.
         role = pid % 3
@@ -116,11 +206,8 @@ def walk_kernel(
         b, b_t, b_h = _pick(role, v, do, q), _pick(role, v_t, do_t, q_t), _pick(role, v_h, do_h, q_h)
         c, c_t, c_h = _pick(role, k, q, do), _pick(role, k_t, q_t, do_t), _pick(role, k_h, q_h, do_h)
         to, to_t, to_h = _pick(role, dq, dk, dv), _pick(role, dq_t, dk_t, dv_t), _pick(role, dq_h, dk_h, dv_h)
-        lag = tl.where(role == 0, 1, 0)
-        step = tl.where(role == 0, 1, -1)
-        # dq and dk hold their states transposed: rows of k, columns of v.
-        row_stride = tl.where(role == 2, D, 1)
-        column_stride = tl.where(role == 2, 1, D)
+        forward = role == 0
+        lag = tl.where(forward, 1, 0)
     else:
         role = 2
         rest = pid
@@ -129,9 +216,7 @@ def walk_kernel(
         c, c_t, c_h = v, v_t, v_h
         to, to_t, to_h = out, out_t, out_h
         lag = 1
-        step = 1
-        row_stride = D
-        column_stride = 1
+    turned = role != 2  # dq and dk hold their states transposed: rows of k, columns of v
     half = rest % HALVES
     rest = rest // HALVES
     head = (rest % heads).to(tl.int64)  # times a stride it can pass 2^31
@@ -140,18 +225,18 @@ def walk_kernel(
         item, cu_seqlens, documents, length, chunks_per_part, CHUNK, PACKED, SPLIT, WIDTH
     )
     chunks = (tokens + CHUNK - 1) // CHUNK
-    pad = chunks * CHUNK - tokens
     first = 0
     last = chunks
     if SPLIT:
         first = part * chunks_per_part
         last = tl.minimum(first + chunks_per_part, chunks)
-    origin = start
-    if BACKWARD:
-        origin = tl.where(role == 0, start, start + tokens - 1)
+    begin = start.to(tl.int64)
+    rows_a = _rows(a + begin * a_t + head * a_h, tokens, a_t, CHUNK, D)
+    rows_b = _rows(b + begin * b_t + head * b_h, tokens, b_t, CHUNK, D)
+    c += begin * c_t + head * c_h + half * BLOCK
+    to += begin * to_t + head * to_h + half * BLOCK
 
     rate = tl.load(slopes + head) * 1.4426950408889634
-    tile = (half * BLOCK + block)[:, None] * row_stride + column[None, :] * column_stride
     place = document.to(tl.int64)
     stateful = document < documents
     if SLOTS:
@@ -161,59 +246,51 @@ def walk_kernel(
     if SPLIT:
         side = parts
         if BACKWARD:
-            side = parts + tl.where(role == 0, 0, 1).to(tl.int64) * items * heads * (D * D)
-        part_rows = chunks_per_part * CHUNK
-        whole = tl.exp2(-rate * part_rows.to(tl.float32))
-        for earlier in range(0, part):
+            side = parts + tl.where(forward, 0, 1).to(tl.int64) * items * heads * (D * D)
+        part_rows = (chunks_per_part * CHUNK).to(tl.float32)
+        whole = tl.exp2(-rate * part_rows)
+        for earlier in range(tl.maximum(part - _reach(rate, part_rows), 0), part):
             at = ((first_item + earlier) * heads + head) * (D * D)
-            state = state * whole + tl.load(side + at + tile)
+            state = state * whole + _state(side + at, half, turned, True, D, BLOCK)
     if BOUND:
         source = initial
         if BACKWARD:
             if role != 0:
                 source = final_grad
-        begins = stateful & (part == 0) & (block[:, None] >= 0)
-        state += tl.load(source + (place * heads + head) * (D * D) + tile, mask=begins, other=0.0)
+        state += _state(source + (place * heads + head) * (D * D), half, turned, stateful & (part == 0), D, BLOCK)
 
-    row = tl.arange(0, CHUNK)
-    gap = row[None, :] - row[:, None]
+    if BACKWARD:  # token of the first chunk's first row, tokens from chunk to chunk, age of a row in its chunk
+        line = tl.where(forward, 0, tokens - CHUNK)
+        step = tl.where(forward, CHUNK, -CHUNK)
+        time = tl.where(forward, row, CHUNK - 1 - row)
+        gap = tl.where(forward, row[None, :] - row[:, None], row[:, None] - row[None, :])
+    else:
+        line = 0
+        step = CHUNK
+        time = row
+        gap = row[None, :] - row[:, None]
     mask = tl.where(gap >= 0, tl.exp2(-rate * tl.maximum(gap, 0).to(tl.float32)), 0.0)
-    age = tl.exp2(-rate * (CHUNK - lag - row).to(tl.float32))
-    reading = tl.exp2(-rate * (row + lag).to(tl.float32))
+    age = tl.exp2(-rate * (CHUNK - lag - time).to(tl.float32))
+    reading = tl.exp2(-rate * (time + lag).to(tl.float32))
     kept = tl.exp2(-rate * CHUNK)
-    turned = row * step
-    a += head * a_h
-    b += head * b_h
-    c += head * c_h + half * BLOCK
-    to += head * to_h + half * BLOCK
+    grade = -rate * (CHUNK - lag - time).to(tl.float32)
     for chunk in tl.range(first, last, num_stages=STAGES):
-        offset = chunk * CHUNK - pad
-        inside = row + offset >= 0
-        line = origin + step * offset + turned
-        xa = tl.load(_at(a, line, a_t)[:, None] + column[None, :], mask=inside[:, None], other=0.0)
-        xb = tl.load(_at(b, line, b_t)[:, None] + column[None, :], mask=inside[:, None], other=0.0)
-        xc = tl.load(_at(c, line, c_t)[:, None] + block[None, :], mask=inside[:, None], other=0.0)
-        aged = (xc.to(tl.float32) * age[:, None]).to(OPERAND)
-        # Only a state that was there before the first chunk can tell the zeros in front of a short chunk from tokens.
-        ahead = tl.where(chunk == 0, pad, 0)
-        if BOUND or LATE:
-            read_decay = tl.exp2(-rate * tl.maximum(row + lag - ahead, 0).to(tl.float32))
-            keep_decay = tl.exp2(-rate * (CHUNK - ahead).to(tl.float32))
-        else:
-            read_decay = reading
-            keep_decay = kept
-        # In this order, scores last, the fewest registers are alive at once.
-        result = tl.dot(state.to(OPERAND), tl.trans(xa).to(OPERAND), input_precision=PRECISION) * read_decay[None, :]
-        scores = tl.dot(xb.to(SCORE), tl.trans(xa).to(SCORE), input_precision=PRECISION) * mask
-        result = tl.dot(tl.trans(xc).to(OPERAND), scores.to(OPERAND), result, input_precision=PRECISION)
-        state = tl.dot(tl.trans(aged), xb.to(OPERAND), state * keep_decay, input_precision=PRECISION)
-        target = _at(to, line, to_t)[None, :] + block[:, None]
-        tl.store(target, result.to(to.dtype.element_ty), mask=inside[None, :] & (block[:, None] >= 0))
+        ageing = age
+        keeping = kept
+        if FINAL:  # the state after a short chunk does not age by the rows that are missing
+            missing = rate * tl.where(chunk == chunks - 1, chunks * CHUNK - tokens, 0).to(tl.float32)
+            ageing = tl.exp2(tl.minimum(grade + missing, 0.0))
+            keeping = tl.exp2(missing - rate * CHUNK)
+        state = _step(
+            state, rows_a, rows_b, c, to, c_t, to_t, line + chunk * step, tokens, mask, reading, ageing, keeping,
+            D, BLOCK, CHUNK, SILU, SCORES_FIRST, SCORE, OPERAND, PRECISION,
+        )  # fmt: skip
 
     if FINAL:
         ends = stateful & (last == chunks) & (block[:, None] >= 0)
         if BACKWARD:
             ends = ends & (role == 2)
+        tile = (half * BLOCK + block)[:, None] * D + column[None, :]
         tl.store(final + (place * heads + head) * (D * D) + tile, state, mask=ends)
 
 
@@ -224,40 +301,32 @@ def part_kernel(
     heads, documents, length, chunks_per_part, items,
     D: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
     BACKWARD: tl.constexpr, PACKED: tl.constexpr, WIDTH: tl.constexpr, BOUND: tl.constexpr, SLOTS: tl.constexpr,
-    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    SILU: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The state that every part of a document adds by itself (its first part with the initial state), for SPLIT walks.
 
     Writes parts [sides, items, H, D, D], side 0 from k and v forward, side 1 (BACKWARD only) from q and do backward. The last
-    part of a document is read by nobody and left unwritten. Arguments as in `walk_kernel`.
+    part of a document is read by nobody and left unwritten, so a short chunk never comes. Tokens so far from the end of a part
+    that their weight there is zero in fp32 are not read. Arguments as in `walk_kernel`.
     """
     HALVES: tl.constexpr = D // BLOCK
     pid = tl.program_id(0)
     row = tl.arange(0, CHUNK)
     column = tl.arange(0, D)
     block = tl.arange(0, BLOCK)
-    side = 0
-    rest = pid
-    b = k
-    c = v
-    b_t = k_t
-    b_h = k_h
-    c_t = v_t
-    c_h = v_h
-    lag = 1
-    step = 1
     if BACKWARD:
         side = pid % 2
+        forward = side == 0
         rest = pid // 2
-        if side == 1:
-            b = q
-            c = do
-            b_t = q_t
-            b_h = q_h
-            c_t = do_t
-            c_h = do_h
-        lag = tl.where(side == 0, 1, 0)
-        step = tl.where(side == 0, 1, -1)
+        b, b_t, b_h = tl.where(forward, k, q), tl.where(forward, k_t, q_t), tl.where(forward, k_h, q_h)
+        c, c_t, c_h = tl.where(forward, v, do), tl.where(forward, v_t, do_t), tl.where(forward, v_h, do_h)
+        lag = tl.where(forward, 1, 0)
+    else:
+        side = 0
+        rest = pid
+        b, b_t, b_h = k, k_t, k_h
+        c, c_t, c_h = v, v_t, v_h
+        lag = 1
     half = rest % HALVES
     rest = rest // HALVES
     head = (rest % heads).to(tl.int64)  # times a stride it can pass 2^31
@@ -266,19 +335,24 @@ def part_kernel(
         item, cu_seqlens, documents, length, chunks_per_part, CHUNK, PACKED, True, WIDTH
     )
     chunks = (tokens + CHUNK - 1) // CHUNK
-    pad = chunks * CHUNK - tokens
-    first = part * chunks_per_part
-    last = first + chunks_per_part
-    needed = last < chunks
-    last = tl.where(needed, last, first)
-    origin = start
-    if BACKWARD:
-        origin = tl.where(side == 0, start, start + tokens - 1)
-
     rate = tl.load(slopes + head) * 1.4426950408889634
-    age = tl.exp2(-rate * (CHUNK - lag - row).to(tl.float32))
+    last = (part + 1) * chunks_per_part
+    needed = last < chunks
+    first = tl.maximum(part * chunks_per_part, last - _reach(rate, CHUNK))
+    last = tl.where(needed, last, first)
+    begin = start.to(tl.int64)
+    rows_b = _rows(b + begin * b_t + head * b_h, tokens, b_t, CHUNK, D)
+    rows_c = _rows(c + begin * c_t + head * c_h + half * BLOCK, tokens, c_t, CHUNK, BLOCK)
+    if BACKWARD:
+        line = tl.where(forward, 0, tokens - CHUNK)
+        step = tl.where(forward, CHUNK, -CHUNK)
+        time = tl.where(forward, row, CHUNK - 1 - row)
+    else:
+        line = 0
+        step = CHUNK
+        time = row
+    age = tl.exp2(-rate * (CHUNK - lag - time).to(tl.float32))
     kept = tl.exp2(-rate * CHUNK)
-    tile = (half * BLOCK + block)[:, None] * D + column[None, :]
     state = tl.zeros((BLOCK, D), tl.float32)
     if BOUND:
         place = document.to(tl.int64)
@@ -290,25 +364,18 @@ def part_kernel(
         if BACKWARD:
             if side == 1:
                 source = final_grad
-        begins = stateful & needed & (part == 0) & (block[:, None] >= 0)
-        state += tl.load(source + (place * heads + head) * (D * D) + tile, mask=begins, other=0.0)
-
-    b += head * b_h
-    c += head * c_h + half * BLOCK
-    turned = row * step
+        begins = stateful & needed & (first == 0)
+        state += _state(source + (place * heads + head) * (D * D), half, False, begins, D, BLOCK)
     for chunk in tl.range(first, last, num_stages=STAGES):
-        offset = chunk * CHUNK - pad
-        inside = row + offset >= 0
-        line = origin + step * offset + turned
-        xb = tl.load(_at(b, line, b_t)[:, None] + column[None, :], mask=inside[:, None], other=0.0)
-        xc = tl.load(_at(c, line, c_t)[:, None] + block[None, :], mask=inside[:, None], other=0.0)
-        if BOUND:
-            ahead = tl.where(chunk == 0, pad, 0)
-            keep_decay = tl.exp2(-rate * (CHUNK - ahead).to(tl.float32))
-        else:
-            keep_decay = kept
-        aged = (xc.to(tl.float32) * age[:, None]).to(OPERAND)
-        state = tl.dot(tl.trans(aged), xb.to(OPERAND), state * keep_decay, input_precision=PRECISION)
+        offset = line + chunk * step
+        xb = rows_b.load([offset, 0])
+        xc = rows_c.load([offset, 0])
+        if SILU:
+            xb = _silu(xb, OPERAND)
+            xc = _silu(xc, OPERAND)
+        aged = tl.trans((xc.to(tl.float32) * age[:, None]).to(OPERAND))
+        state = tl.dot(aged, xb.to(OPERAND), state * kept, input_precision=PRECISION)
+    tile = (half * BLOCK + block)[:, None] * D + column[None, :]
     at = ((side * items + item) * heads + head) * (D * D)
     tl.store(parts + at + tile, state, mask=needed & (block[:, None] >= 0))
 

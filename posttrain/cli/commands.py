@@ -12,6 +12,7 @@ import typer
 
 from posttrain import __version__
 from posttrain.cli import tables
+from posttrain.cli.bench import bench_app
 from posttrain.cli.convert import convert_command
 from posttrain.config import RunConfig, UserError, explain, load_config
 from posttrain.config.names import suggest
@@ -123,6 +124,7 @@ def explain_command(
 
 
 app.command("convert")(convert_command)
+app.add_typer(bench_app, name="bench")
 
 
 @app.command("doctor")

@@ -54,6 +54,16 @@ def print_report(rows: Sequence[Row]) -> None:
     console().print(table)
 
 
+def print_cells(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table of ready cells under its title; all columns but the first hold numbers."""
+    table = _table(*columns, numbers=columns[1:])
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    output = console()
+    output.print(Text(f"\n{title}", style="bold"))
+    output.print(table)
+
+
 def print_findings(findings: Sequence[Finding]) -> None:
     """What `doctor` found."""
     table = _table("", "what", "found", "meaning")

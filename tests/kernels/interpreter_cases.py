@@ -6,6 +6,7 @@ The interpreter shows the arithmetic and the indexing. It does not show races, l
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -59,6 +60,49 @@ def test_documents_of_one_length(length: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_types_in_the_configurations_in_use(dtype: torch.dtype) -> None:
     check(Case((65, 3), layer_slopes(0, 2), dtype=dtype, head_dim=64))
+
+
+@pytest.mark.parametrize("per_part", [1, 2])
+def test_what_has_decayed_to_zero_is_left_out_of_parts(per_part: int) -> None:
+    """A chunk of 32 tokens at rate 5 leaves 2^-231: only the last chunk of a part, and the last part, can be felt."""
+    check(Case((150, 33), [5.0, 1.5, 0.0], states=True, setting=SMALL, per_part=per_part))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "states", "per_part"),
+    [(torch.float32, False, None), (torch.float32, True, 1), (torch.float16, True, None), (torch.float16, False, 1)],
+)
+def test_silu_on_load_is_silu_before(dtype: torch.dtype, states: bool, per_part: int | None) -> None:
+    case = Case((65, 0, 3), layer_slopes(0, 2), dtype=dtype, setting=SMALL, per_part=per_part, spread=2.0)
+    data = case.tensors()
+    initial = data["initial"] if states else None
+    finals = [torch.full_like(data["initial"], torch.nan) for _ in range(2)]
+
+    def run(qkv: torch.Tensor, silu: bool, final: torch.Tensor | None) -> torch.Tensor:
+        q, k, v = qkv.chunk(3, dim=-1)
+        rest = {"initial": initial, "final": final, "setting": SMALL, "per_part": per_part}
+        return launch.forward(q, k, v, data["slopes"], case.documents(), silu=silu, **rest)  # type: ignore[arg-type]
+
+    before = torch.nn.functional.silu(data["qkv"])
+    for here, there in ((None, None), finals):
+        assert relative_rms(run(data["qkv"], True, here), run(before, False, there)) <= bound(case)
+    assert torch.equal(*finals)
+
+
+@pytest.mark.parametrize("way", ["shifted", "transposed", "expanded"])
+def test_inputs_that_descriptors_cannot_read_are_copied(way: str) -> None:
+    case = Case((65, 3), layer_slopes(0, 2), setting=SMALL)
+    q, k, v = (x.contiguous() for x in case.tensors()["qkv"].chunk(3, dim=-1))
+    views: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "shifted": lambda x: torch.cat([x.new_zeros(1), x.flatten()])[1:].view_as(x),
+        "transposed": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+        "expanded": lambda x: x[:1].expand_as(x),
+    }
+    odd = views[way](k)
+    found, expected = (
+        launch.forward(q, x, v, case.tensors()["slopes"], case.documents(), setting=SMALL) for x in (odd, odd.contiguous())
+    )
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("per_part", [None, 1])

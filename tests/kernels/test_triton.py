@@ -15,8 +15,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-KNOWN_STACK = {"forward narrow with states": 8, "backward narrow with states": 248, "backward wide with states": 192}
-"""Bytes of registers spilled, where not none: walks from given states, backward only for a gradient through states."""
 SHARED_LIMIT = 227 * 1024  # bytes of shared memory that a block may have on an H100
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
@@ -41,8 +39,11 @@ def test_the_kernels_compile_for_hopper_without_spills() -> None:
     done = run(False, "-m", "tests.kernels.compile_gate", "2")
     assert done.returncode == 0, done.stderr[-4000:]
     for name, figures in json.loads(done.stdout).items():
-        assert figures["stack"] <= KNOWN_STACK.get(name, 0), f"{name} spills {figures['stack']} bytes of registers: {figures}"
+        assert figures["stack"] == 0, f"{name} spills {figures['stack']} bytes of registers: {figures}"
         assert figures["shared"] <= SHARED_LIMIT, f"{name} takes {figures['shared']} bytes of shared memory"
         if name != "decode":
             assert figures["wgmma"] > 0 and figures["mma_sync"] == 0, f"{name} multiplies by another path: {figures}"
-            assert figures["async_copies_16"] > 0 and figures["async_copies_other"] == 0, f"{name} copies narrowly: {figures}"
+            assert figures["bulk_copies"] > 0, f"{name} reads nothing through descriptors: {figures}"
+            # What is read through pointers; the pre-pass reads nothing so.
+            assert figures["async_copies_other"] == 0, f"{name} copies narrowly: {figures}"
+            assert figures["async_copies_16"] > 0 or "parts" in name, f"{name} is not pipelined: {figures}"

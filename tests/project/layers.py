@@ -26,7 +26,7 @@ LINKED = ("kernels", "model", "reward", "rollout", "stages")
 
 # Library -> the only places that import it.
 PLACES = {
-    "vllm": ("rollout/vllm/",),
+    "vllm": ("rollout/vllm/", "kernels/bench/peers.py"),  # the second compares kernels with its, when asked to
     "ray": ("pipeline/", "cluster/", "rollout/fleet.py", "reward/actor.py"),
     "trl": ("stages/",),
 }

@@ -70,6 +70,7 @@ def test_downward_imports_are_accepted(tmp_path: Path) -> None:
         ("rollout/a.py", "from ..reward import types\n", "rollout and reward do not know each other"),
         ("stages/a.py", "import vllm\n", "imports vllm, which belongs to rollout/vllm/"),
         ("rollout/engine.py", "from vllm import LLM\n", "imports vllm"),
+        ("kernels/a.py", "from vllm import LLM\n", "imports vllm"),
         ("stages/a.py", "import ray\n", "imports ray"),
         ("rollout/other.py", "import ray\n", "imports ray"),
         ("reward/other.py", "from ray.util import queue\n", "imports ray"),
