@@ -11,7 +11,7 @@ import torch
 from posttrain.data.layout import SequenceLayout
 from posttrain.model.cache import HybridCache
 from posttrain.model.modeling import MiniMaxText01ForCausalLM
-from posttrain.rollout.noise import uniform
+from posttrain.rollout.drawing import sample
 from posttrain.rollout.types import FinishReason, LogprobSemantics, RolloutOutput, RolloutRequest, WeightSource
 
 
@@ -134,7 +134,7 @@ class EmbeddedEngine:
         seeds = torch.tensor([row.request.params.seed for row in active], dtype=torch.int64, device=device)
         temperature = torch.tensor([row.request.params.temperature for row in active], device=device)
         for position in range(capacity):
-            tokens, logprobs = _sample(logits, seeds, temperature, position)
+            tokens, logprobs = sample(logits, seeds, temperature, position)
             self._record(active, tokens.tolist(), logprobs.tolist())
             keep = [i for i, row in enumerate(active) if row.finish_reason is None]
             if not keep:
@@ -190,23 +190,3 @@ class EmbeddedEngine:
             finish_reason=row.finish_reason,
             routed_experts=np.concatenate(row.routes) if self.return_routes else None,
         )
-
-
-def _sample(
-    logits: torch.Tensor, seeds: torch.Tensor, temperature: torch.Tensor, position: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Next token [B] and its log-probability [B] for rows of logits [B, V]; temperature 0 is greedy, scored at 1.
-
-    Inverse-CDF sampling: the row's uniform number falls into the token whose share of the cumulated probability holds it.
-    """
-    greedy = temperature == 0
-    if bool(greedy.all()):  # saves the cumulated probabilities, half of the work on a large vocabulary
-        tokens = logits.argmax(dim=-1)
-        return tokens, logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(dim=-1)
-    scaled = logits / torch.where(greedy, 1.0, temperature).to(logits.dtype)[:, None]
-    logprobs = scaled.log_softmax(dim=-1)
-    cumulated = logprobs.exp().to(torch.float64).cumsum(dim=-1)
-    target = uniform(seeds, position)[:, None] * cumulated[:, -1:]
-    drawn = torch.searchsorted(cumulated, target, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)
-    tokens = torch.where(greedy, logits.argmax(dim=-1), drawn)
-    return tokens, logprobs.gather(1, tokens[:, None]).squeeze(1)

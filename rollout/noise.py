@@ -9,16 +9,17 @@ _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 
 
-def uniform(seeds: torch.Tensor, position: int) -> torch.Tensor:
+def uniform(seeds: torch.Tensor, position: int | torch.Tensor) -> torch.Tensor:
     """One number in [0, 1) for each seed, fp64 [B].
 
     Args:
         seeds: int64 [B].
-        position: index of the token in its answer.
+        position: index of the token in its answer; the same for all, or int64 [B].
 
     Source: the finaliser of SplitMix64 (Steele, Lea, Flood 2014), a counter-based generator.
     """
-    state = seeds + _wrap((position + 1) * _GOLDEN)
+    step = (position + 1) * _GOLDEN
+    state = seeds + (_wrap(step) if isinstance(step, int) else step)  # tensors wrap by themselves
     state = (state ^ _shift(state, 30)) * _MIX_1
     state = (state ^ _shift(state, 27)) * _MIX_2
     state = state ^ _shift(state, 31)

@@ -68,10 +68,16 @@ class RolloutOutput:
 class WeightSource(Protocol):
     """Where an engine gets weights from: tensors under checkpoint names, grouped by layer."""
 
-    version: int
+    @property
+    def version(self) -> int:
+        """Of the weights."""
+        ...
 
     def groups(self) -> Iterable[list[tuple[str, torch.Tensor]]]:
-        """Yield one list of (name, tensor) a layer; embeddings and head are groups of their own."""
+        """Yield one list of (name, tensor) a layer; embeddings and head are groups of their own.
+
+        A reader that keeps tensors past its request for the next group copies them: their memory may be used again.
+        """
         ...
 
 

@@ -8,9 +8,8 @@ from typing import Any
 from posttrain.config.schema import RewardStage, RunConfig
 from posttrain.data.sources import load_split
 from posttrain.data.tokenizer import load_tokenizer
-from posttrain.model.loading import load_causal_lm
 from posttrain.reward.verifiers import is_right, verify
-from posttrain.stages.devices import placed
+from posttrain.stages.engines import checkpoint_engine
 from posttrain.stages.files import write_json
 from posttrain.stages.job import StageJob
 from posttrain.stages.sampling import as_sample, greedy, require_prompts
@@ -38,8 +37,8 @@ def heldout_accuracy(config: RunConfig, model_folder: Path) -> dict[str, Any]:
     records = load_split(config, config.eval.source)[: config.eval.num_prompts]
     require_prompts(records, config.eval.source)
     tokenizer = load_tokenizer(model_folder)
-    model = placed(load_causal_lm(model_folder))
-    answers = greedy(model, tokenizer, [record["prompt"] for record in records], config.eval.max_new_tokens)
+    with checkpoint_engine(config, model_folder) as engine:
+        answers = greedy(engine, tokenizer, [record["prompt"] for record in records], config.eval.max_new_tokens)
     right = [is_right(verify(as_sample(record, text))) for record, text in zip(records, answers, strict=True)]
     shown = [
         {"prompt": r["prompt"][-1]["content"], "answer": text, "expected": r.get("answer", ""), "right": accepted}

@@ -20,10 +20,8 @@ from posttrain.data.encode import encode_document, encode_pair, encode_prompt
 from posttrain.data.mixture import sample_mixture
 from posttrain.data.sources import load_split
 from posttrain.data.tokenizer import load_tokenizer
-from posttrain.model.loading import load_causal_lm
 from posttrain.reward.verifiers import is_right, verify
-from posttrain.rollout.embedded import EmbeddedEngine
-from posttrain.stages.devices import placed
+from posttrain.stages.engines import checkpoint_engine
 from posttrain.stages.files import write_records
 from posttrain.stages.job import StageJob
 from posttrain.stages.rewards import build_reward
@@ -76,9 +74,9 @@ class Preparation:
         chosen = _in_turn(records)[: sampling.num_prompts]
         room = longest - sampling.max_new_tokens
         chosen = [record for record in chosen if self._can_answer(record, room)]
-        model = placed(load_causal_lm(self.job.inputs["init"])).eval()
         seeds = [(self.job.config.seed, stream(self.job.name), number) for number in range(len(chosen))]
-        drawn = draw(EmbeddedEngine(model), self.tokenizer, [r["prompt"] for r in chosen], sampling, seeds)
+        with checkpoint_engine(self.job.config, self.job.inputs["init"]) as engine:
+            drawn = draw(engine, self.tokenizer, [r["prompt"] for r in chosen], sampling, seeds)
         self.counts["prompts_sampled"] += len(chosen)
         self.counts["answers_drawn"] += sum(len(answers) for answers in drawn)
         return list(zip(chosen, drawn, strict=True))

@@ -27,9 +27,12 @@ from posttrain.reward.types import RewardBreakdown, RewardModel
 from posttrain.reward.verifiers import is_right
 from posttrain.rollout.embedded import EmbeddedEngine
 from posttrain.rollout.noise import derive_seed
+from posttrain.rollout.types import RolloutEngine
+from posttrain.rollout.weights.source import ModelSource
 from posttrain.stages import group
 from posttrain.stages.advantages import balance, group_advantages
 from posttrain.stages.devices import placed
+from posttrain.stages.engines import chosen_engine, vllm_engine
 from posttrain.stages.files import read_records
 from posttrain.stages.job import StageJob
 from posttrain.stages.microbatches import MicroBatch, micro_batches
@@ -54,6 +57,7 @@ class RLStageTrainer(StageTrainer):
         prompts: Sequence[Record],
         reward: RewardModel,
         reference: MiniMaxText01ForCausalLM | None,
+        engine: RolloutEngine | None = None,
     ) -> None:
         """Train `model` in place.
 
@@ -62,11 +66,13 @@ class RLStageTrainer(StageTrainer):
             prompts: records of all steps, `prompts_per_step` for each.
             reward: scores answers.
             reference: model of the KL term, or None without one.
+            engine: draws answers, from the step's weights; None draws from `model` itself.
         """
         stage = job.stage
         assert isinstance(stage, RLStage)
         self.reward = reward
         self.reference = reference
+        self.engine = engine
         super().__init__(job, model, tokenizer, list(prompts), stage.prompts_per_step)
 
     def count_items(self, batch: list[Record]) -> tuple[list[int], int]:
@@ -116,9 +122,12 @@ class RLStageTrainer(StageTrainer):
         first = group.rank() * len(records)
         name = stream(self.job.name)
         seeds = [(self.job.config.seed, name, step, first + number) for number in range(len(records))]
+        prompts = [record["prompt"] for record in records]
+        if self.engine is not None:
+            self.engine.update_weights(ModelSource(model, version=step))
+            return draw(self.engine, self.tokenizer, prompts, stage.sampling, seeds)
         with _whole_model(self, model) as whole:
-            engine = EmbeddedEngine(whole, version=step)
-            return draw(engine, self.tokenizer, [record["prompt"] for record in records], stage.sampling, seeds)
+            return draw(EmbeddedEngine(whole, version=step), self.tokenizer, prompts, stage.sampling, seeds)
 
     def _credit(self, answers: Sequence[Answer], breakdowns: Sequence[RewardBreakdown]) -> tuple[list[float], list[float]]:
         """Loss weight of a token in its update, and advantage, of each of this rank's samples, from those of all ranks."""
@@ -193,8 +202,13 @@ def train_rl(job: StageJob, folder: Path) -> None:
     reference = placed(load_causal_lm(init)).eval().requires_grad_(False) if stage.kl_coef else None
     prompts = read_records(job.inputs["data"] / "records.jsonl")
     reward = build_reward(job, stage.reward)
-    trainer = RLStageTrainer(job, load_causal_lm(init), load_tokenizer(init), prompts, reward, reference)
-    trainer.run()
+    engine = vllm_engine(job.config, init) if chosen_engine(job.config) == "vllm" else None
+    try:
+        trainer = RLStageTrainer(job, load_causal_lm(init), load_tokenizer(init), prompts, reward, reference, engine)
+        trainer.run()
+    finally:
+        if engine is not None:
+            engine.close()
     trainer.save_final(folder)
 
 

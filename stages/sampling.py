@@ -12,9 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from posttrain.config.errors import UserError
 from posttrain.config.schema import SamplingSection
 from posttrain.data.encode import encode_prompt
-from posttrain.model.modeling import MiniMaxText01ForCausalLM
 from posttrain.reward.types import Sample
-from posttrain.rollout.embedded import EmbeddedEngine
 from posttrain.rollout.noise import derive_seed
 from posttrain.rollout.types import RolloutEngine, RolloutRequest, SamplingParams
 
@@ -86,7 +84,7 @@ def draw(
 
 
 def greedy(
-    model: MiniMaxText01ForCausalLM,
+    engine: RolloutEngine,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[Mapping[str, Any]]],
     max_new_tokens: int,
@@ -94,7 +92,7 @@ def greedy(
     """The most likely answer to each prompt, token by token."""
     params = SamplingParams(max_new_tokens=max_new_tokens, temperature=0.0, stop_token_ids=(int(tokenizer.eos_token_id),))
     requests = [RolloutRequest(str(n), tuple(encode_prompt(tokenizer, prompt)), params) for n, prompt in enumerate(prompts)]
-    return [answer_text(tokenizer, output.token_ids) for output in EmbeddedEngine(model.eval()).generate(requests)]
+    return [answer_text(tokenizer, output.token_ids) for output in engine.generate(requests)]
 
 
 def answer_text(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:

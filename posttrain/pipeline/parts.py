@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from posttrain.config.machine_checks import rollout_engine
 from posttrain.config.schema import RunConfig
 from posttrain.pipeline.graph import Node
 from posttrain.pipeline.hashing import hash_file, hash_json
@@ -62,6 +63,8 @@ def config_part(config: RunConfig, node: Node) -> dict[str, Any]:
         refs = [ref for ref, _ in [*stage["data"], *stage.get("heldout", [])]]
         part["sources"] = _sources(config, [*refs, config.eval.source])
         part["eval_source"] = config.eval.source
+    if node.step in ("prepare", "evaluate") or config.stages[node.stage].kind == "rl":
+        part["engine"] = rollout_engine(config)
     if node.step == "train":
         resources = config.resources
         part["resources"] = [resources.num_workers, resources.gpus_per_worker, resources.zero_stage]

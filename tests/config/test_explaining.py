@@ -45,6 +45,7 @@ resources.cpus_per_worker
 resources.gpus_per_worker
 resources.zero_stage
 resources.max_failures
+rollout.engine
 eval.source
 eval.num_prompts
 eval.max_new_tokens

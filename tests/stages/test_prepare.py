@@ -13,7 +13,7 @@ from posttrain.config.errors import UserError
 from posttrain.data.encode import encode_pair
 from posttrain.data.tokenizer import load_tokenizer
 from posttrain.rollout.types import LogprobSemantics, RolloutEngine, RolloutOutput, RolloutRequest, WeightSource
-from posttrain.stages import prepare, run
+from posttrain.stages import engines, run
 from posttrain.stages.files import read_json, read_records
 from posttrain.stages.job import StageJob
 from posttrain.stages.sampling import FOREIGN, answer_text, require_prompts
@@ -61,7 +61,7 @@ def prepared(
 ) -> tuple[list[dict[str, Any]], dict[str, Any], Path]:
     job = make_job(tmp_path / "made", SFT if stage["kind"] != "rl" else RL)
     job = StageJob(job.name, _with(job, stage), job.folder, job.inputs, job.metrics_path)
-    monkeypatch.setattr(prepare, "EmbeddedEngine", scripted(job, script, finish))
+    monkeypatch.setattr(engines, "EmbeddedEngine", scripted(job, script, finish))
     folder = tmp_path / "prepared"
     run.prepare(job, folder)
     return read_records(folder / "records.jsonl"), read_json(folder / "stats.json"), folder
