@@ -142,7 +142,7 @@ def test_the_official_client_talks_to_the_server(server: str, checkpoint: Path) 
         max_tokens=8,
         temperature=0,
         logprobs=True,
-        top_logprobs=2,  # type: ignore[arg-type]
+        top_logprobs=2,
     )
     assert chat.usage is not None and chat.usage.prompt_tokens == len(ids), "the server encodes a chat as training does"
     logprobs = chat.choices[0].logprobs
@@ -165,7 +165,7 @@ def test_the_official_client_talks_to_the_server(server: str, checkpoint: Path) 
         messages=messages,
         max_tokens=8,
         temperature=0,
-        stream=True,  # type: ignore[arg-type]
+        stream=True,
     )
     pieces = [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
     assert "".join(pieces) == chat.choices[0].message.content and len(pieces) > 1
