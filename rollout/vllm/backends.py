@@ -8,8 +8,9 @@ IPC_BACKEND = "posttrain_ipc"
 """From the memory of a trainer on the same NVIDIA GPU."""
 NCCL_BACKEND = "posttrain_nccl"
 """From a trainer on other NVIDIA GPUs, by broadcast."""
-EXTENSION = "posttrain.rollout.vllm.transfer.WeightWorkerExtension"
-"""`worker_extension_cls`, with every backend of ours."""
+EXTENSION = "posttrain.rollout.vllm.extension.RolloutWorkerExtension"
+"""`worker_extension_cls`, with every backend of ours. One class for all engines: vLLM adds it to its worker class for good, and a
+second one in the same process would clash with it."""
 
 _ENGINES = {
     HOST_BACKEND: ("posttrain.rollout.vllm.transfer", "HostWeightTransferEngine"),

@@ -19,6 +19,7 @@ import numpy as np
 from posttrain.config.errors import UserError
 from posttrain.rollout.types import FinishReason, LogprobSemantics, RolloutOutput, RolloutRequest, WeightSource
 from posttrain.rollout.vllm import versions
+from posttrain.rollout.vllm.calls import call_workers
 from posttrain.rollout.vllm.environment import set_environment
 
 RPC_SECONDS = 600.0
@@ -114,9 +115,8 @@ class VLLMEngine:
         from vllm import EngineArgs, LLMEngine
         from vllm.platforms import current_platform
 
-        from posttrain.rollout.vllm.extension import EXTENSION
+        from posttrain.rollout.vllm.backends import EXTENSION, HOST_BACKEND
         from posttrain.rollout.vllm.plugin import register
-        from posttrain.rollout.vllm.transfer import HOST_BACKEND
         from posttrain.rollout.vllm.updates import VLLMWeights
 
         register()  # spawned processes find it as an entry point
@@ -162,7 +162,7 @@ class VLLMEngine:
         self._gate = _Gate()
         self._dead: BaseException | None = None
         self._closed = False
-        for fault in self._llm.collective_rpc("posttrain_begin", timeout=RPC_SECONDS, args=(self._routes_on_host,)):
+        for fault in call_workers(self._llm, "posttrain_begin", (self._routes_on_host,), RPC_SECONDS):
             if fault:
                 self.close()
                 raise UserError(str(fault))
@@ -281,7 +281,7 @@ class VLLMEngine:
             return
         names = [one.name for one in ended]
         if self._routes_on_host:
-            found = self._llm.collective_rpc("posttrain_take_routes", timeout=RPC_SECONDS, args=(names,))[0]
+            found = call_workers(self._llm, "posttrain_take_routes", (names,), RPC_SECONDS)[0]
             for one, (shape, data) in zip(ended, found, strict=True):
                 one.routes = np.frombuffer(data, dtype=np.int16).reshape(shape)
         for one in ended:

@@ -17,8 +17,6 @@ import torch
 from posttrain.rollout.drawing import sample
 from posttrain.rollout.vllm.transfer import WeightWorkerExtension
 
-EXTENSION = "posttrain.rollout.vllm.extension.RolloutWorkerExtension"
-"""For `worker_extension_cls`."""
 NAME, SEED, TEMPERATURE = "posttrain_name", "posttrain_seed", "posttrain_temperature"
 """Keys of a request's `SamplingParams.extra_args`. The temperature goes here because vLLM takes 0.01 to 2 alone."""
 

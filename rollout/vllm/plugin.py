@@ -19,6 +19,7 @@ def register() -> None:
         UserError: a version of vLLM that is known not to work. vLLM logs it and goes on without the plugin.
     """
     versions.check()
+    versions.let_llvmlite_be_scanned()
     from vllm import ModelRegistry
 
     import posttrain.model.configuration  # noqa: F401  # makes transformers' AutoConfig know the model types

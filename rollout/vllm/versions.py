@@ -54,3 +54,27 @@ def fused_experts() -> Callable[..., Any]:
     from vllm.model_executor.layers import fused_moe
 
     return getattr(fused_moe, "FusedMoEFactory", None) or fused_moe.FusedMoE
+
+
+def let_llvmlite_be_scanned() -> None:
+    """Make llvmlite's library object answer `__dict__` as an object without one does.
+
+    vLLM 0.32 on a CPU reads `vars` of everything that a loaded module names whenever an engine starts
+    (triton_utils/dispatcher.py). That object looks every name up in its library, this one too, once it is loaded: a later engine of the process did not start.
+    """
+    try:
+        from llvmlite.binding import ffi
+    except ImportError:
+        return
+    kind = type(ffi.lib)
+    look_up = kind.__getattr__
+    if getattr(look_up, "spares_special_names", False):
+        return
+
+    def sparing(self: Any, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return look_up(self, name)
+
+    sparing.spares_special_names = True  # type: ignore[attr-defined]
+    kind.__getattr__ = sparing
