@@ -60,7 +60,8 @@ def let_llvmlite_be_scanned() -> None:
     """Make llvmlite's library object answer `__dict__` as an object without one does.
 
     vLLM 0.32 on a CPU reads `vars` of everything that a loaded module names whenever an engine starts
-    (triton_utils/dispatcher.py). That object looks every name up in its library, this one too, once it is loaded: a later engine of the process did not start.
+    (triton_utils/dispatcher.py). That object looks every name up in its library, this one too, once it is
+    loaded: a later engine of the process did not start.
     """
     try:
         from llvmlite.binding import ffi
