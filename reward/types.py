@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,7 +14,8 @@ class Sample:
     Attributes:
         prompt: messages ({"role", "content"}) up to the answer.
         answer: text of the answer, special tokens removed.
-        reference: verifier fields of the record: "verifier" (name), "answer" (expected text) and "metadata".
+        reference: what the record says about right answers, all text: "verifier" (name), "answer" (expected text), "metadata"
+            and "constraints" (JSON), "domain".
     """
 
     prompt: Sequence[Mapping[str, str]]
@@ -24,14 +25,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class LevelScore:
-    """One level of the hierarchy for one sample.
+    """A node of the hierarchy for one sample: a level, a dimension in it, or a piece of evidence.
 
     Attributes:
-        name: "verifier", "learned", ...
+        name: "correctness", "verifier", "learned", ...
         score: the level's own scale; None is an honest "no verdict".
         weight: what it was multiplied by in `RewardBreakdown.total`.
-        contribution: what it added to the total.
+        contribution: what it added to the total, its parts' contributions included.
         evidence: what the score rests on, JSON values only.
+        parts: the nodes that it was made from.
     """
 
     name: str
@@ -39,6 +41,13 @@ class LevelScore:
     weight: float
     contribution: float
     evidence: Mapping[str, Any] = field(default_factory=dict)
+    parts: tuple[LevelScore, ...] = ()
+
+    def nodes(self) -> Iterator[LevelScore]:
+        """This node and all below it, a node before its parts."""
+        yield self
+        for part in self.parts:
+            yield from part.nodes()
 
 
 @dataclass(frozen=True)
@@ -49,11 +58,12 @@ class RewardBreakdown:
     levels: tuple[LevelScore, ...]
 
     def level(self, name: str) -> LevelScore:
-        """The level of that name; KeyError with the known names otherwise."""
-        for level in self.levels:
-            if level.name == name:
-                return level
-        raise KeyError(f"no level {name!r}; there are {[level.name for level in self.levels]}")
+        """The first node of that name, at any depth; KeyError with the known names otherwise."""
+        nodes = [node for level in self.levels for node in level.nodes()]
+        for node in nodes:
+            if node.name == name:
+                return node
+        raise KeyError(f"no level {name!r}; there are {[node.name for node in nodes]}")
 
 
 @runtime_checkable

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from posttrain.config.errors import UserError
 from posttrain.config.schema import SamplingSection
 from posttrain.data.encode import encode_prompt
+from posttrain.data.formats import VERIFIER_FIELDS
 from posttrain.reward.types import Sample
 from posttrain.rollout.noise import derive_seed
 from posttrain.rollout.types import RolloutEngine, RolloutRequest, SamplingParams
@@ -115,7 +116,7 @@ def answer_text(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) ->
 
 def as_sample(record: Mapping[str, Any], text: str) -> Sample:
     """An answer to a record's prompt, ready to be scored."""
-    reference = {name: record[name] for name in ("verifier", "answer", "metadata") if name in record}
+    reference = {name: record[name] for name in VERIFIER_FIELDS if name in record}
     return Sample(prompt=record["prompt"], answer=text, reference=reference)
 
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from posttrain.config.reward_schema import CurriculumSection, RewardSection, Target
+from posttrain.config.section import Section
 
-class Section(BaseModel):
-    """Base of every section: unknown keys are refused, values do not change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+_FIRST_TARGET: Target = "correctness"
 
 
 class ModelSection(Section):
@@ -119,20 +118,6 @@ class SamplingSection(Section):
     )
 
 
-class RewardSection(Section):
-    """Composition of the hierarchy: the verifier decides, the learned level ranks what it leaves equal."""
-
-    model: str | None = Field(
-        None, description="Stage of kind reward that gives the learned level; null uses the verifier alone."
-    )
-    learned_weight: float = Field(
-        0.1,
-        ge=0,
-        lt=0.5,
-        description="Weight of the learned level, squashed to (0, 1); below 0.5 so that it never overrules the verifier.",
-    )
-
-
 class OptimSection(Section):
     """Optimizer and schedule of a training stage."""
 
@@ -215,7 +200,7 @@ class DPOStage(StageSection):
 
 
 class RewardStage(StageSection):
-    """Scalar reward model on verified-better against verified-worse answers."""
+    """Reward model with a head a dimension, on pairs and graded answers; sampled pairs are verified-better against -worse."""
 
     kind: Literal["reward"] = Field(description="Kind of the stage.")
     sampling: SamplingSection = Field(
@@ -227,6 +212,30 @@ class RewardStage(StageSection):
     heldout_pairs: int = Field(500, ge=1, description="Held-out pairs scored after training.")
     center_coefficient: float = Field(
         0.01, ge=0, description="Pull of the mean reward to zero (TRL's center_rewards_coefficient)."
+    )
+    dimensions: list[Target] = Field(
+        default_factory=lambda: [_FIRST_TARGET],
+        min_length=1,
+        description="What the model has heads for: dimensions and attributes of helpfulness. A pair that names no dimensions "
+        "counts for the first.",
+    )
+    ensemble: int = Field(
+        1,
+        ge=1,
+        description="Heads of each dimension, each trained on its own draw of the pairs; their spread is the uncertainty.",
+    )
+    margin_scale: float = Field(
+        0.0, ge=0, description="A pair's margin in [0, 1], times this, is what the better answer must lead by (Llama 2's margin)."
+    )
+    label_noise: float = Field(
+        0.0, ge=0, lt=0.5, description="Share of pairs that are taken to be labelled the wrong way round (conservative loss)."
+    )
+    tie_weight: float = Field(
+        1.0, ge=0, description="Weight of the loss that holds dimensions equal in which a pair does not differ."
+    )
+    grade_weight: float = Field(1.0, ge=0, description="Weight of the loss on graded answers (cross-entropy with the grade).")
+    curriculum: CurriculumSection | None = Field(
+        None, description="Order of the pairs, from easy to hard; null draws them in random order."
     )
 
 

@@ -1,7 +1,9 @@
 """TRL's record formats, conversational or plain, turned into one shape.
 
 A normalised record is conversational: `prompt` (messages) with any of `completion`, or `chosen` and `rejected` (messages);
-or `messages` alone (language modelling). Verifier fields (`verifier`, `answer`, `metadata`) are strings and stay.
+or `messages` alone (language modelling). What says how answers are scored (`verifier`, `answer`, `metadata`, `constraints`,
+`domain`) is text and stays. A pair may have `margins`: by how much the better answer leads in each dimension, in [0, 1], 0 where
+both are equal. An answer may have `grades` by dimension, in [0, 1]. Objects are taken as JSON text too.
 A message is `{"role": ..., "content": text}`.
 """
 
@@ -12,6 +14,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from posttrain.config.dimensions import TARGETS
 from posttrain.config.errors import UserError
 from posttrain.config.names import nearest, suggest
 
@@ -28,10 +31,13 @@ FORMATS: dict[str, tuple[str, ...]] = {
 }
 """Fields of each format; the first whose fields are all present is the record's."""
 
-VERIFIER_FIELDS = ("verifier", "answer", "metadata")
+VERIFIER_FIELDS = ("verifier", "answer", "metadata", "constraints", "domain")
+LABEL_FIELDS = ("margins", "grades")
 ROLES = ("system", "user", "assistant", "tool")
 
-_KNOWN_FIELDS = tuple(dict.fromkeys([field for fields in FORMATS.values() for field in fields] + list(VERIFIER_FIELDS)))
+_KNOWN_FIELDS = tuple(
+    dict.fromkeys([field for fields in FORMATS.values() for field in fields] + list(VERIFIER_FIELDS + LABEL_FIELDS))
+)
 _REFUSED_FIELDS = {
     "tools": "tool descriptions are not trained on",
     "images": "the model reads text only",
@@ -76,7 +82,7 @@ def normalise(record: Mapping[str, Any], where: str | None = None) -> Record:
         raise UserError(f"'{fields[0]}' has no assistant message", where=where)
     if "prompt" in result and not result["prompt"]:
         raise UserError("the prompt is empty", where=where)
-    return result | _verifier_fields(present, where)
+    return result | _verifier_fields(present, where) | _labels(present, where)
 
 
 def prompt_key(record: Record) -> str:
@@ -191,19 +197,46 @@ def _split_common_text(chosen: str, rejected: str, where: str | None) -> Record:
 
 
 def _verifier_fields(record: Mapping[str, Any], where: str | None) -> Record:
-    if "verifier" not in record:
-        return {}  # columns of the same names that no verifier asked for
     fields: Record = {}
     for name in VERIFIER_FIELDS:
-        if name not in record:
+        # `answer` and `metadata` are common names of columns that no verifier asked for.
+        if name not in record or (name in ("answer", "metadata") and "verifier" not in record):
             continue
         value = record[name]
-        if name == "metadata" and isinstance(value, Mapping):
+        if name in ("metadata", "constraints") and isinstance(value, Mapping | list):
             value = json.dumps(value, ensure_ascii=False)
         if not isinstance(value, str):
             raise UserError(f"'{name}' is {_kind(value)}", where=where, instead="should be text")
         fields[name] = value
     return fields
+
+
+def _labels(record: Mapping[str, Any], where: str | None) -> Record:
+    labels: Record = {}
+    for name in LABEL_FIELDS:
+        if name not in record:
+            continue
+        value = record[name]
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except ValueError:
+                raise UserError(f"'{name}' is no JSON", where=where, instead='should be like {"correctness": 1.0}') from None
+        if not isinstance(value, Mapping):
+            raise UserError(f"'{name}' is {_kind(value)}", where=where, instead='should be like {"correctness": 1.0}')
+        labels[name] = {
+            target: _share(number, f"{name}.{target}", where) for target, number in value.items() if number is not None
+        }
+        for target in labels[name]:
+            if target not in TARGETS:
+                raise UserError(f"'{name}' names the unknown dimension '{target}'", where=where, instead=suggest(target, TARGETS))
+    return labels
+
+
+def _share(value: Any, place: str, where: str | None) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise UserError(f"'{place}' is {value!r}", where=where, instead="should be a number from 0 to 1")
+    return float(value)
 
 
 def _kind(value: Any) -> str:

@@ -81,10 +81,46 @@ stages.NAME.beta
 stages.NAME.sft_weight
 stages.NAME.reward.model
 stages.NAME.reward.learned_weight
+stages.NAME.reward.weights
+stages.NAME.reward.domains
+stages.NAME.reward.gates
+stages.NAME.reward.gate_value
+stages.NAME.reward.pessimism
+stages.NAME.reward.judges.NAME.kind
+stages.NAME.reward.judges.NAME.dimension
+stages.NAME.reward.judges.NAME.url
+stages.NAME.reward.judges.NAME.model
+stages.NAME.reward.judges.NAME.api_key_variable
+stages.NAME.reward.judges.NAME.constitution
+stages.NAME.reward.judges.NAME.timeout_seconds
+stages.NAME.reward.judges.NAME.retries
+stages.NAME.reward.judges.NAME.concurrency
+stages.NAME.reward.judges.NAME.max_new_tokens
+stages.NAME.reward.judges.NAME.cache
+stages.NAME.reward.judges.NAME.prompt_price
+stages.NAME.reward.judges.NAME.completion_price
+stages.NAME.reward.no_verdict
 stages.NAME.min_margin
 stages.NAME.heldout
 stages.NAME.heldout_pairs
 stages.NAME.center_coefficient
+stages.NAME.dimensions
+stages.NAME.ensemble
+stages.NAME.margin_scale
+stages.NAME.label_noise
+stages.NAME.tie_weight
+stages.NAME.grade_weight
+stages.NAME.curriculum.pacing
+stages.NAME.curriculum.phases.NAME.begins
+stages.NAME.curriculum.phases.NAME.weights
+stages.NAME.curriculum.initial_competence
+stages.NAME.curriculum.replay
+stages.NAME.curriculum.difficulty.margin
+stages.NAME.curriculum.difficulty.disagreement
+stages.NAME.curriculum.difficulty.prompt
+stages.NAME.curriculum.difficulty.length
+stages.NAME.curriculum.difficulty.source
+stages.NAME.curriculum.shuffled
 stages.NAME.objective
 stages.NAME.prompts_per_step
 stages.NAME.updates_per_step
@@ -128,7 +164,9 @@ def test_every_leaf_of_the_json_schema_is_an_option() -> None:
 
 
 def _is_scalar(node: dict) -> bool:
-    return node.get("type") in ("number", "integer", "string", "boolean")
+    """Whether values are plain, or mappings of plain values (weights by domain)."""
+    inner = node.get("additionalProperties")
+    return node.get("type") in ("number", "integer", "string", "boolean") or (isinstance(inner, dict) and _is_scalar(inner))
 
 
 @pytest.mark.parametrize("key", OPTIONS)
