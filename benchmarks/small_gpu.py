@@ -118,7 +118,7 @@ def run_posttrain(name: str, packs: list[list[list[int]]], tokens: int, folder: 
     }.items():
         os.environ.setdefault(key, value)
     torch.manual_seed(0)
-    tokenizer = _tokenizer(preset(name).vocab_size)
+    tokenizer = placeholder_tokenizer(preset(name).vocab_size)
     save_model(MiniMaxText01ForCausalLM(preset(name)).to(torch.bfloat16), tokenizer, folder / "base")
     stage = {
         "kind": "sft",
@@ -210,7 +210,7 @@ def run_trl(name: str, packs: list[list[list[int]]], folder: Path, ours: bool) -
         args=arguments,
         train_dataset=Dataset.from_dict(rows),
         data_collator=collate,
-        processing_class=_tokenizer(config.vocab_size),
+        processing_class=placeholder_tokenizer(config.vocab_size),
         callbacks=[callback(clock)],
     )
     trainer.train()
@@ -240,8 +240,8 @@ def run_row(row: str, name: str, steps: int, tokens: int) -> dict[str, Any]:
     }
 
 
-def _tokenizer(vocab_size: int) -> Any:
-    """A tokenizer that nothing is tokenised with; trainers want one."""
+def placeholder_tokenizer(vocab_size: int) -> Any:
+    """A tokenizer that nothing is tokenised with; trainers and checkpoints want one."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 

@@ -6,7 +6,7 @@ needs that and `STAGING_BYTES` more, whatever the size of the files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,13 +134,31 @@ def load_causal_lm(folder: Path | str) -> MiniMaxText01ForCausalLM:
     return model
 
 
-def load_reward_model(folder: Path | str, *, from_causal_lm: bool = False) -> MiniMaxText01ForSequenceClassification:
-    """The reward model of a checkpoint folder; with `from_causal_lm`, the trunk of a language model under a zero head.
+def load_reward_model(
+    folder: Path | str, *, from_causal_lm: bool = False, labels: Sequence[str] | None = None
+) -> MiniMaxText01ForSequenceClassification:
+    """The reward model of a checkpoint folder; with `from_causal_lm`, the trunk of a language model under zero heads.
 
     A zero head scores every answer alike, so training starts from no opinion and from no seed.
+
+    Args:
+        folder: the checkpoint.
+        from_causal_lm: it is a language model's.
+        labels: names of the heads that a language model gets; one without a name by default. A reward model has those of its
+            folder: as many as its `score.weight` has rows, named by its `id2label`.
+
+    Raises:
+        UserError: see `load_config` and `load_weights`.
     """
     checkpoint, config = _open(folder)
-    config.num_labels = 1
+    stored = checkpoint.tensors.get("score.weight")
+    if from_causal_lm or stored is None:
+        config.num_labels = len(labels) if labels else 1
+        if labels:
+            config.id2label = dict(enumerate(labels))
+            config.label2id = {label: index for index, label in enumerate(labels)}
+    else:
+        config.num_labels = stored.shape[0]  # names that are as many stay
     model = empty_model(config, reward_model_class(config))
     shapes = _shapes(model)
     if from_causal_lm:

@@ -8,7 +8,7 @@ MAX_BALANCE = 4.0
 """Largest factor that balancing applies to either sign."""
 
 
-def group_advantages(rewards: torch.Tensor, group_size: int, scale: bool) -> torch.Tensor:
+def group_advantages(rewards: torch.Tensor, group_size: int, scale: bool, kept: torch.Tensor | None = None) -> torch.Tensor:
     """Reward minus the mean of its group.
 
     Args:
@@ -16,10 +16,15 @@ def group_advantages(rewards: torch.Tensor, group_size: int, scale: bool) -> tor
         group_size: samples of a prompt.
         scale: divide by the group's standard deviation (DeepSeekMath section 4.1.2 does; "Understanding R1-Zero-Like
             Training" section 3.1 shows that it favours prompts that are nearly always right or wrong).
+        kept: bool like rewards; samples outside get 0 and count in no mean or deviation. None keeps all.
 
     Returns:
         Advantages like rewards. A group of equal rewards gets zeros.
     """
+    if kept is not None and not kept.all():
+        groups, inside = rewards.view(-1, group_size), kept.view(-1, group_size)
+        rows = [_of_kept(group, mask, scale) for group, mask in zip(groups, inside, strict=True)]
+        return torch.stack(rows).flatten()
     groups = rewards.view(-1, group_size)
     centred = groups - groups.mean(dim=1, keepdim=True)
     # Equal rewards leave rounding noise of the mean behind, which scaling would blow up.
@@ -27,6 +32,14 @@ def group_advantages(rewards: torch.Tensor, group_size: int, scale: bool) -> tor
     if scale:
         centred = centred / groups.std(dim=1, keepdim=True, correction=0).clamp(min=1e-6)
     return torch.where(equal, 0.0, centred).flatten()
+
+
+def _of_kept(group: torch.Tensor, kept: torch.Tensor, scale: bool) -> torch.Tensor:
+    """Advantages of one group, 0 outside the mask."""
+    advantages = torch.zeros_like(group)
+    if kept.any():
+        advantages[kept] = group_advantages(group[kept], int(kept.sum()), scale)
+    return advantages
 
 
 def balance(advantages: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -19,14 +19,17 @@ def evaluate_stage(job: StageJob, folder: Path) -> None:
     """Write eval.json for the model in `inputs["model"]`.
 
     Fields: `heldout_accuracy` (None for a reward model), `num_prompts`, `pair_accuracy` (None for a language model) and
-    `samples`, the first answers as {"prompt", "answer", "expected", "right"}.
+    `samples`, the first answers as {"prompt", "answer", "expected", "right"}. For a reward model also `reward`, see
+    `posttrain.stages.reward_evaluation.summary`, and pairs.jsonl with the scores of every held-out pair.
     """
     stage = job.config.stages.get(job.name)
     if isinstance(stage, RewardStage):
-        from posttrain.stages.reward import pair_accuracy  # imports TRL, which no other evaluation needs
+        from posttrain.stages.reward_evaluation import evaluate_reward  # imports datasets, which no other evaluation needs
 
-        accuracy = pair_accuracy(job.inputs["model"], job.inputs["data"] / "heldout.jsonl")
+        reward = evaluate_reward(stage, job.inputs["model"], job.inputs["data"], folder)
+        accuracy = reward["pair_accuracy"]["all"]
         result: dict[str, Any] = {"heldout_accuracy": None, "num_prompts": 0, "pair_accuracy": accuracy, "samples": []}
+        result["reward"] = reward
     else:
         result = heldout_accuracy(job.config, job.inputs["model"])
     write_json(folder / "eval.json", result)

@@ -15,16 +15,18 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from posttrain.config.errors import UserError
-from posttrain.config.schema import DPOStage, RLStage, SamplingSection, SFTStage, StageSection
+from posttrain.config.schema import DPOStage, RewardSection, RLStage, SamplingSection, SFTStage, StageSection
 from posttrain.data.encode import encode_document, encode_pair, encode_prompt
 from posttrain.data.mixture import sample_mixture
 from posttrain.data.sources import load_split
 from posttrain.data.tokenizer import load_tokenizer
+from posttrain.reward.hierarchy import passed_gates, verified
+from posttrain.reward.types import RewardBreakdown, Sample
 from posttrain.reward.verifiers import is_right, verify
 from posttrain.stages.engines import checkpoint_engine
 from posttrain.stages.files import write_records
 from posttrain.stages.job import StageJob
-from posttrain.stages.rewards import build_reward
+from posttrain.stages.rewards import build_reward, note_provenance
 from posttrain.stages.sampling import Answer, as_sample, draw, require_prompts, stream
 
 Record = dict[str, Any]
@@ -106,13 +108,13 @@ class Preparation:
 
 
 def prepare_sft(job: StageJob, folder: Path) -> dict[str, Any]:
-    """Demonstrations, and distinct samples of the init model that the verifier accepts (paper section 5.3)."""
+    """Demonstrations, and samples of the init model that the reward accepts (paper section 5.3)."""
     stage, work = job.stage, Preparation.of(job)
     assert isinstance(stage, SFTStage)
     records = work.load(stage.data)
-    kept = [r for r in records if "completion" in r or "messages" in r] if stage.demonstrations else []
+    kept = [r for r in records if is_demonstration(r) or "messages" in r] if stage.demonstrations else []
     if stage.sampling is not None:
-        kept += _accepted(work, records, stage.sampling)
+        kept += _accepted(work, records, stage.sampling, stage.reward)
     return work.write(folder, work.fitting(kept, lambda r: len(encode_document(work.tokenizer, r)), stage.min_length))
 
 
@@ -185,6 +187,11 @@ def pair_length(tokenizer: PreTrainedTokenizerBase, stage: StageSection) -> Call
     return length
 
 
+def is_demonstration(record: Record) -> bool:
+    """Whether a record has an answer worth imitating: a graded one is good or bad."""
+    return "completion" in record and "grades" not in record
+
+
 def assistant(text: str) -> list[dict[str, str]]:
     """A text as the assistant's turn."""
     return [{"role": "assistant", "content": text}]
@@ -203,12 +210,32 @@ def right_and_wrong(record: Record, answers: Sequence[Answer]) -> tuple[list[str
     return list(right), list(wrong)
 
 
-def _accepted(work: Preparation, records: Sequence[Record], sampling: SamplingSection) -> list[Record]:
+def accept(record: Record, answers: Sequence[Answer], breakdowns: Sequence[RewardBreakdown]) -> list[str]:
+    """Texts of a prompt's answers that are worth training on.
+
+    Only answers that the model ended itself, that pass the gates and are not dropped: where the record has a verifier all
+    distinct right ones, else the one with the highest total, the first of several.
+    """
+    candidates = [
+        (answer.text, breakdown)
+        for answer, breakdown in zip(answers, breakdowns, strict=True)
+        if answer.finished and not breakdown.dropped and passed_gates(breakdown)
+    ]
+    if "verifier" in record:
+        return list(dict.fromkeys(text for text, breakdown in candidates if verified(breakdown)))
+    return [max(candidates, key=lambda one: one[1].total)[0]] if candidates else []
+
+
+def _accepted(work: Preparation, records: Sequence[Record], sampling: SamplingSection, section: RewardSection) -> list[Record]:
+    sampled = work.sample(records, sampling, work.job.stage.max_length)
+    note_provenance(work.job, section)
+    flat = [as_sample(record, answer.text) for record, answers in sampled for answer in answers]
+    breakdowns = iter(_scored(work, section, flat))
     accepted = []
-    for record, answers in work.sample(records, sampling, work.job.stage.max_length):
-        right, _ = right_and_wrong(record, answers)
-        kept = {name: value for name, value in record.items() if name not in ("completion", "train_on_all_answers")}
-        accepted += [{**kept, "completion": assistant(text)} for text in right]
+    for record, answers in sampled:
+        texts = accept(record, answers, [next(breakdowns) for _ in answers])
+        kept = {name: value for name, value in record.items() if name not in ("completion", "grades", "train_on_all_answers")}
+        accepted += [{**kept, "completion": assistant(text)} for text in texts]
     work.counts["answers_accepted"] += len(accepted)
     return accepted
 
@@ -216,27 +243,40 @@ def _accepted(work: Preparation, records: Sequence[Record], sampling: SamplingSe
 def _best_and_worst(work: Preparation, prompts: Sequence[Record], stage: DPOStage) -> list[Record]:
     sampled = work.sample(prompts, stage.sampling, stage.max_length)
     competing = [(record, _candidates(record, answers, stage.demonstrations)) for record, answers in sampled]
-    reward = build_reward(work.job, stage.reward)
+    note_provenance(work.job, stage.reward)
     flat = [as_sample(record, text) for record, candidates in competing for text, _ in candidates]
-    totals = iter([breakdown.total for breakdown in reward.score(flat)])
+    breakdowns = iter(_scored(work, stage.reward, flat))
     pairs = []
     for record, candidates in competing:
-        scored = [(next(totals), text, finished) for text, finished in candidates]
+        found = [(next(breakdowns), text, finished) for text, finished in candidates]
+        scored = [(breakdown.total, text, finished) for breakdown, text, finished in found if not breakdown.dropped]
         # Only an answer that the model ended itself may be preferred: training on it teaches where to stop.
         best = max((one for one in scored if one[2]), key=lambda one: one[0], default=None)
-        worst = min(scored, key=lambda one: one[0])
-        if best is None or best[0] - worst[0] < stage.min_margin or best[1] == worst[1]:
+        worst = min(scored, key=lambda one: one[0], default=None)
+        if best is None or worst is None or best[0] - worst[0] < stage.min_margin or best[1] == worst[1]:
             work.counts["margin_too_small"] += 1
             continue
-        kept = {name: record[name] for name in record if name != "completion"}
+        kept = {name: record[name] for name in record if name not in ("completion", "grades")}
         pairs.append({**kept, "chosen": assistant(best[1]), "rejected": assistant(worst[1]), "margin": best[0] - worst[0]})
     return pairs
+
+
+def _scored(work: Preparation, section: RewardSection, samples: Sequence[Sample]) -> list[RewardBreakdown]:
+    """Breakdowns of all samples; those without a verdict, and those that a gate stopped, are counted."""
+    breakdowns = build_reward(work.job, section).score(samples)
+    for name, number in (
+        ("no_verdict", sum(breakdown.dropped for breakdown in breakdowns)),
+        ("stopped_by_gate", sum(not passed_gates(breakdown) for breakdown in breakdowns)),
+    ):
+        if number:
+            work.counts[name] += number
+    return breakdowns
 
 
 def _candidates(record: Record, answers: Sequence[Answer], demonstrations: bool) -> list[tuple[str, bool]]:
     """Text of every candidate, and whether it was ended: the samples, then the demonstration, where it competes."""
     candidates = [(answer.text, answer.finished) for answer in answers]
-    if demonstrations and "completion" in record:
+    if demonstrations and is_demonstration(record):
         candidates.append((str(record["completion"][-1]["content"]), True))
     return candidates
 

@@ -1,136 +1,133 @@
-"""The reward model: a scalar head, trained on verified-right against verified-wrong answers.
+"""The reward model: heads for the dimensions of the hierarchy, trained on pairs and graded answers.
 
-Built on TRL's `RewardTrainer`, whose loss (Bradley-Terry, with a pull of the mean reward to zero) is the one wanted. It
-pads its batches; the model takes the padding out again, so no compute is spent on it.
+Pairs are given, or sampled: verified-right against verified-wrong answers. What a stage trains on is made in `reward_dataset.py`,
+how it trains in `reward_trainer.py` and `reward_losses.py`, how it is judged in `reward_evaluation.py`.
 """
 
 from __future__ import annotations
 
-import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
-from trl import RewardConfig, RewardTrainer
-from trl.trainer.reward_trainer import DataCollatorForPreference
+import torch
 
 from posttrain.config.errors import UserError
 from posttrain.config.schema import RewardStage, SamplingSection
-from posttrain.data.encode import encode_pair
+from posttrain.data.encode import encode_document
 from posttrain.data.mixture import sample_mixture
 from posttrain.data.tokenizer import load_tokenizer
 from posttrain.model.loading import load_reward_model
 from posttrain.model.modeling import MiniMaxText01ForSequenceClassification
+from posttrain.reward.curriculum import adversarial_pairs
+from posttrain.reward.heads import Heads
 from posttrain.reward.learned import LearnedLevel
 from posttrain.reward.verifiers import is_right, verify
-from posttrain.stages import group
-from posttrain.stages.arguments import training_arguments
 from posttrain.stages.devices import placed
 from posttrain.stages.files import read_records, write_records
 from posttrain.stages.job import StageJob
 from posttrain.stages.prepare import Preparation, Record, assistant, by_source, drawn_once, pair_length, right_and_wrong
+from posttrain.stages.reward_dataset import differing, is_graded, pair_margins, reward_dataset
+from posttrain.stages.reward_trainer import HeadsTrainer, HeldoutAccuracy, RewardStageTrainer
 from posttrain.stages.sampling import as_sample
-from posttrain.stages.trainer import StageTrainer
 
-logger = logging.getLogger(__name__)
-
-
-class RewardStageTrainer(StageTrainer, RewardTrainer):
-    """TRL's trainer with this project's checkpoints, order and metrics; the loss stays TRL's.
-
-    Every rank has equally many pairs, so the mean of the ranks' means is the mean over the step.
-    """
-
-    loss_is_scaled_for_ga = False
-
-    def __init__(
-        self,
-        job: StageJob,
-        model: MiniMaxText01ForSequenceClassification,
-        tokenizer: PreTrainedTokenizerBase,
-        pairs: Dataset,
-        pairs_per_step: int,
-    ) -> None:
-        """Train `model` in place on `pairs` (columns `chosen_ids`, `rejected_ids`), in their order."""
-        stage = job.stage
-        assert isinstance(stage, RewardStage)
-        arguments = training_arguments(
-            job, pairs_per_step, RewardConfig, max_length=None, center_rewards_coefficient=stage.center_coefficient
-        )
-        super().__init__(
-            job,
-            model,
-            tokenizer,
-            pairs,
-            pairs_per_step,
-            args=arguments,
-            data_collator=DataCollatorForPreference(pad_token_id=tokenizer.pad_token_id),
-        )
-
-    def count_items(self, batch: Mapping[str, Any]) -> tuple[list[int], int]:
-        """Nothing (TRL's loss is a mean); tokens without padding."""
-        return [], int(batch["attention_mask"].sum())
+WATCHED_PAIRS = 200
+"""Most held-out pairs that are scored while a stage trains."""
 
 
 def prepare_reward(job: StageJob, folder: Path) -> dict[str, Any]:
-    """Training pairs in records.jsonl, held-out pairs in heldout.jsonl.
+    """Training pairs and graded answers in records.jsonl, held-out ones in heldout.jsonl and heldout_grades.jsonl.
 
-    The better answer is a sample that the verifier accepts, else the demonstration. The worse one is a sample that it
-    refuses; for a prompt whose samples are all right, the answer of a neighbouring prompt that is wrong here. Training
-    takes every distinct wrong answer; the held-out set takes one of each prompt, drawn from them, so that both sets have
-    the same mixture of near and wild mistakes.
+    Given pairs and graded answers are taken as they are. From other prompts pairs are made: the better answer is a sample that
+    the verifier accepts, else the demonstration. The worse one is a sample that it refuses; for a prompt whose samples are all
+    right, the answer of a neighbouring prompt that is wrong here. Training takes every distinct wrong answer; the held-out set
+    takes one of each prompt, drawn from them, so that both sets have the same mixture of near and wild mistakes.
+
+    Raises:
+        UserError: a source without usable records, too few held-out ones or none that differ, or sampled pairs for a stage
+            without the dimension correctness.
     """
     stage, work = job.stage, Preparation.of(job)
     assert isinstance(stage, RewardStage)
-    length = pair_length(work.tokenizer, stage)
-    pairs = work.fitting(_pairs(work, work.load(stage.data), stage.sampling, every=True), length, stage.min_length)
+    length = _item_length(work, stage)
+    items = _items(work, work.load(stage.data), stage.sampling, every=True)
+    if stage.curriculum is not None and stage.curriculum.adversarial:
+        given = [item for item in items if not is_graded(item)]
+        items += adversarial_pairs(given, stage.curriculum.adversarial, job.config.seed)
     heldout = Preparation(job, work.tokenizer)
-    made = _pairs(heldout, _candidates(heldout, stage), stage.sampling.model_copy(update={"num_prompts": None}), every=False)
-    chosen = _by_weight(job, heldout.fitting(made, length, stage.min_length), stage)
-    write_records(folder / "heldout.jsonl", chosen)
-    return {**work.write(folder, pairs), "heldout_pairs": len(chosen)}
-
-
-def reward_dataset(job: StageJob, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, int]:
-    """Pairs of every step, in order, and their number a step: as many as fill the step's packed sequences on average."""
-    stage = job.stage
-    sources: dict[str, list[dict[str, list[int]]]] = {ref: [] for ref in stage.data}
-    tokens = 0
-    for record in read_records(job.inputs["data"] / "records.jsonl"):
-        chosen, rejected = encode_pair(tokenizer, record)
-        sources[record["source"]].append({"chosen_ids": chosen.input_ids, "rejected_ids": rejected.input_ids})
-        tokens += len(chosen) + len(rejected)
-    counts = {ref: len(members) for ref, members in sources.items()}
-    world = group.world_size()
-    filling = stage.batch_size * stage.pack_length * sum(counts.values()) / tokens
-    per_step = max(int(filling) // stage.batch_size, 1) * stage.batch_size
-    if per_step % world:
-        raise UserError(f"{per_step} pairs a step do not divide over {world} workers", where=f"stages.{job.name}.batch_size")
-    order = sample_mixture(counts, stage.data, stage.steps * per_step, job.config.seed)
-    return Dataset.from_list([sources[ref][index] for ref, index in order]), per_step
+    everything = stage.sampling.model_copy(update={"num_prompts": None})
+    made = _items(heldout, _candidates(heldout, stage), everything, every=False)
+    trained = work.fitting(_naming(work, items, stage), length, stage.min_length)
+    chosen = _by_weight(job, heldout.fitting(_naming(heldout, made, stage), length, stage.min_length), stage)
+    pairs, grades = [item for item in chosen if not is_graded(item)], [item for item in chosen if is_graded(item)]
+    if not any(differing(pair, stage.dimensions) for pair in pairs):
+        raise UserError(
+            "no held-out pair has a better answer in a dimension of the stage",
+            where=f"stages.{job.name}.heldout",
+            instead="name a source of such pairs",
+        )
+    write_records(folder / "heldout.jsonl", pairs)
+    write_records(folder / "heldout_grades.jsonl", grades)
+    counts = {"heldout_pairs": len(pairs)} | ({"heldout_grades": len(grades)} if grades else {})
+    return {**work.write(folder, trained), **counts}
 
 
 def train_reward(job: StageJob, folder: Path) -> None:
     """Train the stage and write its model into `folder`."""
-    init = job.inputs["init"]
+    stage, init = job.stage, job.inputs["init"]
+    assert isinstance(stage, RewardStage)
     tokenizer = load_tokenizer(init)
-    pairs, per_step = reward_dataset(job, tokenizer)
-    model = load_reward_model(init, from_causal_lm=not _is_reward_model(job))
-    trainer = RewardStageTrainer(job, model, tokenizer, pairs, per_step)
+    heads = Heads(tuple(stage.dimensions), stage.ensemble)
+    model = _initial_model(job, heads)
+    scored = stage.curriculum is not None and stage.ensemble > 1 and _is_reward_model(job)
+    items, per_step = reward_dataset(job, tokenizer, LearnedLevel(placed(model), tokenizer) if scored else None)
+    kind = HeadsTrainer if "differs" in items.column_names else RewardStageTrainer
+    trainer = kind(job, model, tokenizer, items, per_step)
+    if stage.curriculum is not None or len(stage.dimensions) > 1:
+        pairs = [pair for pair in read_records(job.inputs["data"] / "heldout.jsonl") if differing(pair, stage.dimensions)]
+        trainer.add_callback(HeldoutAccuracy(trainer, pairs[:WATCHED_PAIRS]))
     trainer.run()
     trainer.save_final(folder)
 
 
-def pair_accuracy(folder: Path, heldout: Path) -> float:
-    """Share of held-out pairs whose better answer scores higher; equal scores count half."""
-    learned = LearnedLevel(placed(load_reward_model(folder)), load_tokenizer(folder))
-    records = read_records(heldout)
-    better = learned.scores([as_sample(r, r["chosen"][-1]["content"]) for r in records])
-    worse = learned.scores([as_sample(r, r["rejected"][-1]["content"]) for r in records])
-    return sum((b > w) + 0.5 * (b == w) for b, w in zip(better, worse, strict=True)) / len(records)
+def spread_members(model: MiniMaxText01ForSequenceClassification, heads: Heads, seed: int) -> None:
+    """Draw the heads of an ensemble, so that its members agree only where the data make them.
+
+    The trunk's last norm gives hidden states of about unit size a channel, so noise of 1/sqrt(hidden) spreads scores by about
+    one. The members' mean is taken off: the ensemble as a whole starts from no opinion, as a single head does.
+
+    Args:
+        model: its `score` is filled in place; one member a target stays zero.
+        heads: of the model.
+        seed: equal seeds give equal heads.
+    """
+    if heads.ensemble == 1:
+        return
+    hidden = model.config.hidden_size
+    drawn = torch.randn(len(heads.targets), heads.ensemble, hidden, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        model.score.weight.copy_(((drawn - drawn.mean(dim=1, keepdim=True)) / hidden**0.5).view(len(heads), hidden))
+
+
+def _initial_model(job: StageJob, heads: Heads) -> MiniMaxText01ForSequenceClassification:
+    """The init model under new heads, or with its own where it is a reward model of the same ones; UserError for others."""
+    init = job.inputs["init"]
+    if not _is_reward_model(job):
+        model = load_reward_model(init, from_causal_lm=True, labels=heads.labels())
+        spread_members(model, heads, job.config.seed)
+        return model
+    model = load_reward_model(init)
+    found = Heads.from_config(model.config, str(init))
+    if found != heads:
+        raise UserError(
+            f"'{job.stage.init}' has the heads {', '.join(found.labels())}, this stage asks for {', '.join(heads.labels())}",
+            where=f"stages.{job.name}.dimensions",
+            instead="name the same dimensions and ensemble, or start from a language model",
+        )
+    model.config.id2label = dict(enumerate(heads.labels()))  # a scalar model from elsewhere has no names
+    model.config.label2id = {label: column for column, label in model.config.id2label.items()}
+    return model
 
 
 def _is_reward_model(job: StageJob) -> bool:
@@ -159,13 +156,21 @@ def _by_weight(job: StageJob, pairs: Sequence[Record], stage: RewardStage) -> li
     return drawn_once(pairs, stage.heldout, stage.heldout_pairs, job.config.seed, too_few)
 
 
-def _pairs(work: Preparation, records: Sequence[Record], sampling: SamplingSection, every: bool) -> list[Record]:
-    given = [record for record in records if "chosen" in record]
-    sampled = work.sample([record for record in records if "chosen" not in record], sampling, work.job.stage.max_length)
+def _items(work: Preparation, records: Sequence[Record], sampling: SamplingSection, every: bool) -> list[Record]:
+    """Given pairs and graded answers, then pairs made from the other prompts."""
+    given = [record for record in records if "chosen" in record or is_graded(record)]
+    prompts = [record for record in records if "chosen" not in record and not is_graded(record)]
+    return given + (_sampled_pairs(work, prompts, sampling, every) if prompts else [])
+
+
+def _sampled_pairs(work: Preparation, prompts: Sequence[Record], sampling: SamplingSection, every: bool) -> list[Record]:
+    sampled = work.sample(prompts, sampling, work.job.stage.max_length)
+    labels = _labels_of_sampled(work.job)
     drawn = random.Random(work.job.config.seed)
     made: list[Record] = []
     for number, (record, answers) in enumerate(sampled):
         right, wrong = right_and_wrong(record, answers)
+        success = {"success_rate": sum(answer.text in right for answer in answers) / len(answers)}
         right += [record["completion"][-1]["content"]] if "completion" in record else []
         if not wrong:
             wrong = _neighbours_answer(record, [neighbour for neighbour, _ in sampled[number + 1 :] + sampled[:number]])
@@ -173,10 +178,49 @@ def _pairs(work: Preparation, records: Sequence[Record], sampling: SamplingSecti
         if not right or not wrong:
             work.counts["no_pair"] += 1
             continue
-        kept = {name: record[name] for name in record if name != "completion"}
+        kept = {name: record[name] for name in record if name != "completion"} | labels
+        kept |= success if _has_curriculum(work.job) else {}
         for text in wrong if every else [drawn.choice(wrong)]:
             made.append({**kept, "chosen": assistant(right[0]), "rejected": assistant(text)})
-    return given + made
+    return made
+
+
+def _labels_of_sampled(job: StageJob) -> Record:
+    """What a sampled pair says: right against wrong. Needless, and so left out, where correctness is all there is."""
+    stage = job.stage
+    assert isinstance(stage, RewardStage)
+    if "correctness" not in stage.dimensions:
+        raise UserError(
+            "prompts without pairs give pairs of right and wrong answers, and the stage has no dimension 'correctness'",
+            where=f"stages.{job.name}.dimensions",
+            instead="add it, or take the prompts out of the data",
+        )
+    return {} if len(stage.dimensions) == 1 and not stage.margin_scale else {"margins": {"correctness": 1.0}}
+
+
+def _naming(work: Preparation, items: Sequence[Record], stage: RewardStage) -> list[Record]:
+    """Items that name a dimension of the stage; the others are counted and left out."""
+    kept = []
+    for item in items:
+        if (
+            any(target in item["grades"] for target in stage.dimensions)
+            if is_graded(item)
+            else pair_margins(item, stage.dimensions)
+        ):
+            kept.append(item)
+        else:
+            work.counts["no_dimension"] += 1
+    return kept
+
+
+def _item_length(work: Preparation, stage: RewardStage) -> Callable[[Record], int]:
+    """Length of a pair as `pair_length`, of a graded answer its tokens."""
+    of_pair = pair_length(work.tokenizer, stage)
+    return lambda item: len(encode_document(work.tokenizer, item)) if is_graded(item) else of_pair(item)
+
+
+def _has_curriculum(job: StageJob) -> bool:
+    return isinstance(job.stage, RewardStage) and job.stage.curriculum is not None
 
 
 def _neighbours_answer(record: Record, neighbours: Sequence[Record]) -> list[str]:

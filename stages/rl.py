@@ -7,12 +7,13 @@ Several updates on one batch of rollouts all happen within a step: checkpoints l
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -23,8 +24,8 @@ from posttrain.data.layout import SequenceLayout
 from posttrain.data.tokenizer import load_tokenizer
 from posttrain.model.loading import load_causal_lm
 from posttrain.model.modeling import MiniMaxText01ForCausalLM
+from posttrain.reward.guards.drift import DriftMonitor
 from posttrain.reward.types import RewardBreakdown, RewardModel
-from posttrain.reward.verifiers import is_right
 from posttrain.rollout.embedded import EmbeddedEngine
 from posttrain.rollout.noise import derive_seed
 from posttrain.rollout.types import RolloutEngine
@@ -37,11 +38,15 @@ from posttrain.stages.files import read_records
 from posttrain.stages.job import StageJob
 from posttrain.stages.microbatches import MicroBatch, micro_batches
 from posttrain.stages.objectives import OBJECTIVES, PolicyBatch, sample_weights
-from posttrain.stages.rewards import build_reward
+from posttrain.stages.rewards import build_reward, pin_provenance
 from posttrain.stages.sampling import Answer, as_sample, draw, stream
+from posttrain.stages.scored import ScoredAnswer, step_facts, step_metrics
 from posttrain.stages.trainer import StageTrainer
 
 Record = dict[str, Any]
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 
 class RLStageTrainer(StageTrainer):
@@ -73,6 +78,7 @@ class RLStageTrainer(StageTrainer):
         self.reward = reward
         self.reference = reference
         self.engine = engine
+        self.drift = DriftMonitor()
         super().__init__(job, model, tokenizer, list(prompts), stage.prompts_per_step)
 
     def count_items(self, batch: list[Record]) -> tuple[list[int], int]:
@@ -132,18 +138,13 @@ class RLStageTrainer(StageTrainer):
     def _credit(self, answers: Sequence[Answer], breakdowns: Sequence[RewardBreakdown]) -> tuple[list[float], list[float]]:
         """Loss weight of a token in its update, and advantage, of each of this rank's samples, from those of all ranks."""
         stage = self.section
-        own = [
-            (breakdown.total, is_right(breakdown.level("verifier")), len(answer.token_ids), len(answer.prompt_ids))
-            for answer, breakdown in zip(answers, breakdowns, strict=True)
-        ]
+        own = [ScoredAnswer.of(answer, breakdown) for answer, breakdown in zip(answers, breakdowns, strict=True)]
         everywhere = group.gather(own)
         samples = [sample for of_rank in everywhere for sample in of_rank]
-        rewards = [total for total, *_ in samples]
-        lengths = [length for _, _, length, _ in samples]
-        self.note("reward", sum(rewards) / len(samples))
-        self.note("accuracy", sum(right for _, right, _, _ in samples) / len(samples))
-        self.note("answer_length", sum(lengths) / len(samples))
-        self.trained_tokens += sum(lengths) + sum(prompt for *_, prompt in samples)
+        lengths = [sample.length for sample in samples]
+        self._note_step(samples)
+        self.trained_tokens += sum(lengths) + sum(sample.prompt_length for sample in samples)
+        rewards = [(sample.total, not sample.dropped) for sample in samples]
         if stage.shuffle_rewards:
             rewards = shuffled_rewards(rewards, self.job.config.seed, self.state.global_step)
         weights = [0.0] * len(samples)
@@ -152,7 +153,10 @@ class RLStageTrainer(StageTrainer):
             for index, weight in zip(part, of_part, strict=True):
                 weights[index] = weight
         advantages = group_advantages(
-            torch.tensor(rewards, dtype=torch.float64), stage.sampling.samples_per_prompt, stage.scale_advantages
+            torch.tensor([total for total, _ in rewards], dtype=torch.float64),
+            stage.sampling.samples_per_prompt,
+            stage.scale_advantages,
+            torch.tensor([kept for _, kept in rewards]),
         )
         if stage.balance_advantages:
             mass = torch.tensor([w * n for w, n in zip(weights, lengths, strict=True)], dtype=torch.float64)
@@ -160,6 +164,17 @@ class RLStageTrainer(StageTrainer):
         first = sum(len(of_rank) for of_rank in everywhere[: group.rank()])
         mine = slice(first, first + len(own))
         return weights[mine], advantages.tolist()[mine]
+
+    def _note_step(self, samples: Sequence[ScoredAnswer]) -> None:
+        """The step's metrics, and alarms where the policy drifts from what the reward means."""
+        for name, value in step_metrics(samples).items():
+            self.note(name, value)
+        alarms = self.drift.update(step_facts(samples))
+        self.note("alarm", len(alarms))
+        for alarm in alarms:
+            self.note(f"alarm/{alarm.kind}", 1.0)
+            if group.rank() == 0:
+                logger.warning("%s, step %d: %s", self.job.name, self.state.global_step, alarm.text)
 
     def _micro_batches(
         self, answers: Sequence[Answer], weights: Sequence[float], advantages: Sequence[float], part: Sequence[int]
@@ -188,8 +203,8 @@ class RLStageTrainer(StageTrainer):
         return (losses * batch.weights.to(device)).sum() * self.args.world_size
 
 
-def shuffled_rewards(rewards: Sequence[float], seed: int, step: int) -> list[float]:
-    """The step's rewards in another order, drawn from seed and step alone, so equal on every rank."""
+def shuffled_rewards(rewards: Sequence[T], seed: int, step: int) -> list[T]:
+    """The step's rewards, whatever describes them, in another order, drawn from seed and step alone, so equal on every rank."""
     order = random.Random(derive_seed(seed, stream("shuffle"), step))
     return order.sample(list(rewards), len(rewards))
 
@@ -201,6 +216,7 @@ def train_rl(job: StageJob, folder: Path) -> None:
     init = job.inputs["init"]
     reference = placed(load_causal_lm(init)).eval().requires_grad_(False) if stage.kl_coef else None
     prompts = read_records(job.inputs["data"] / "records.jsonl")
+    pin_provenance(job, stage.reward)
     reward = build_reward(job, stage.reward)
     engine = vllm_engine(job.config, init) if chosen_engine(job.config) == "vllm" else None
     try:

@@ -14,6 +14,8 @@ from posttrain import __version__
 from posttrain.cli import tables
 from posttrain.cli.bench import bench_app
 from posttrain.cli.convert import convert_command
+from posttrain.cli.reward import reward_command
+from posttrain.cli.score import score_command
 from posttrain.cli.serving import generate_command, serve_command
 from posttrain.config import RunConfig, UserError, explain, load_config
 from posttrain.config.names import suggest
@@ -73,13 +75,11 @@ def run_command(config: ConfigPath, overrides: Overrides = None, until: Until = 
     from posttrain.pipeline.run import run as execute
 
     folder = execute(loaded, until=until, from_stage=from_stage, console=tables.console())
-    typer.echo(f"done; see `posttrain report {_short(folder.path)}`")
+    typer.echo(f"done; see `posttrain report {tables.short(folder.path)}`")
 
 
-@app.command("reward")
-def reward_command(config: ConfigPath, overrides: Overrides = None, stage: StageName = None) -> None:
-    """Run the reward-model stages; what they start from must be done."""
-    _run_kind("reward", config, overrides, stage)
+app.command("reward")(reward_command)
+app.command("score")(score_command)
 
 
 @app.command("sft")
@@ -113,7 +113,7 @@ def report_command(
         typer.echo(table_json(rows))
         return
     tables.print_report(rows)
-    typer.echo(f"report: {_short(write_html(run))}")
+    typer.echo(f"report: {tables.short(write_html(run))}")
 
 
 @app.command("explain")
@@ -162,12 +162,7 @@ def _run_kind(kind: str, path: Path, overrides: list[str] | None, stage: str | N
 
     for name in names:
         folder = execute(config, only=name, console=tables.console())
-    typer.echo(f"done: {', '.join(names)}; see `posttrain report {_short(folder.path)}`")
-
-
-def _short(path: Path) -> Path:
-    """The path from the current folder, where it is inside it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    typer.echo(f"done: {', '.join(names)}; see `posttrain report {tables.short(folder.path)}`")
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from posttrain.cli.doctor import Finding
     from posttrain.pipeline.plan import Plan
     from posttrain.pipeline.report import Row
+    from posttrain.pipeline.reward_tables import Table as Cells
 
 _COLOURS = {"ok": "green", "note": "yellow", "missing": "red"}
 _WIDE = 160
@@ -62,6 +64,18 @@ def print_cells(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     output = console()
     output.print(Text(f"\n{title}", style="bold"))
     output.print(table)
+
+
+def print_table(table: Cells) -> None:
+    """A ready table with its note."""
+    print_cells(table.title, table.columns, table.rows)
+    if table.note:
+        console().print(Text(table.note))
+
+
+def short(path: Path) -> Path:
+    """The path from the current folder, where it is inside it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def print_findings(findings: Sequence[Finding]) -> None:

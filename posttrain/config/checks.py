@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from posttrain.config.composition_checks import check_compositions
 from posttrain.config.errors import UserError
 from posttrain.config.graph import BASE, stage_dependencies, stage_order
 from posttrain.config.machine_checks import check_machine, longest_position
 from posttrain.config.names import suggest
 from posttrain.config.origins import Origins
-from posttrain.config.schema import DPOStage, RewardStage, RLStage, RunConfig, SamplingSection, SFTStage, SourceSection
-from posttrain.config.tasks import check_settings, check_task
+from posttrain.config.reward_checks import check_curricula
+from posttrain.config.schema import DPOStage, RewardStage, RLStage, RunConfig, SamplingSection, SFTStage
+from posttrain.config.source_checks import check_sources
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\Z")
 _ALL = "train"  # the split of a source that names none
@@ -32,12 +34,13 @@ def check(config: RunConfig, where: str | Origins = "config", *, on_this_machine
     for part in (
         _check_names,
         _check_model,
-        _check_sources,
-        _check_disjoint,
+        check_sources,
         _check_references,
         _check_graph,
         _check_eval,
         _check_stages,
+        check_curricula,
+        check_compositions,
     ):
         part(config, at)
     _check_positions(config, at, longest_position(config) if on_this_machine else _own_longest_position(config))
@@ -97,60 +100,6 @@ def _check_model(config: RunConfig, at: Origins) -> None:
             where=at.where("model.num_experts_per_tok"),
             instead=f"write at most {model.num_local_experts}",
         )
-
-
-def _check_sources(config: RunConfig, at: Origins) -> None:
-    for name, source in config.sources.items():
-        _check_source(name, source, at)
-
-
-def _check_source(name: str, source: SourceSection, at: Origins) -> None:
-    key = f"sources.{name}"
-    generated = source.kind == "reasoning_gym"
-    if generated and source.task is None:
-        raise UserError(
-            "a source of kind reasoning_gym needs a task", where=at.where(f"{key}.task"), instead="add task: chain_sum"
-        )
-    if not generated and source.path is None:
-        example = "a dataset's name" if source.kind == "huggingface" else f"data/train.{source.kind}"
-        raise UserError(
-            f"a source of kind {source.kind} needs a path", where=at.where(f"{key}.path"), instead=f"add path: {example}"
-        )
-    foreign = (
-        {"path": source.path, "subset": source.subset} if generated else {"task": source.task, "params": source.params or None}
-    )
-    for option, value in foreign.items():
-        if value is not None:
-            raise UserError(
-                f"'{option}' means nothing for kind {source.kind} (value {value!r})",
-                where=at.where(f"{key}.{option}"),
-                instead=f"take it out, or write kind: {'jsonl' if generated else 'reasoning_gym'}",
-            )
-    if generated and not source.splits:
-        raise UserError(
-            "a generator has no end", where=at.where(f"{key}.splits"), instead="name its splits: splits: {train: 1000}"
-        )
-    for split, size in source.splits.items():
-        if size < 1:
-            raise UserError(
-                f"{size} is out of range", where=at.where([*key.split("."), "splits", split]), instead="write at least 1"
-            )
-    if source.task is not None:
-        check_task(source.task, at.where(f"{key}.task"))
-        check_settings(source.task, source.params, at.where(f"{key}.params"))
-
-
-def _check_disjoint(config: RunConfig, at: Origins) -> None:
-    """Only earlier sources may be named, so that no two leave out each other."""
-    for number, (name, source) in enumerate(config.sources.items()):
-        earlier = list(config.sources)[:number]
-        for other in source.disjoint_from:
-            if other not in earlier:
-                raise UserError(
-                    f"'{other}' is not a source above '{name}'",
-                    where=at.where(f"sources.{name}.disjoint_from"),
-                    instead=suggest(other, earlier) if earlier else "move it below the source it leaves out",
-                )
 
 
 def full_reference(ref: str) -> str:

@@ -17,7 +17,7 @@ def stage_dependencies(config: RunConfig, name: str) -> dict[str, str]:
     """
     stage = config.stages[name]
     needs = {"init": stage.init}
-    if isinstance(stage, DPOStage | RLStage) and stage.reward.model is not None:
+    if isinstance(stage, SFTStage | DPOStage | RLStage) and stage.reward.model is not None:
         needs["reward"] = stage.reward.model
     if isinstance(stage, SFTStage) and stage.match_time_of is not None:
         needs["timer"] = stage.match_time_of

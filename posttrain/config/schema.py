@@ -10,10 +10,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from posttrain.config.reward_schema import CurriculumSection, RewardSection, Target
+from posttrain.config.reward_schema import CurriculumSection, RewardSection, Target, Weight
 from posttrain.config.section import Section
 
 _FIRST_TARGET: Target = "correctness"
+
+PairKind = Literal["contrastive", "single", "near_tie", "adversarial"]
+_PAIR_KINDS: dict[PairKind, float] = {"contrastive": 0.3, "single": 0.4, "near_tie": 0.15, "adversarial": 0.15}
 
 
 class ModelSection(Section):
@@ -49,14 +52,34 @@ class TokenizerSection(Section):
 class SourceSection(Section):
     """Where records come from. Splits are disjoint by prompt, cut in the order given."""
 
-    kind: Literal["reasoning_gym", "jsonl", "parquet", "huggingface"] = Field(
-        description="reasoning_gym generates tasks with scorers; the others read records in TRL's formats."
+    kind: Literal["reasoning_gym", "graded_pairs", "jsonl", "parquet", "huggingface"] = Field(
+        description="reasoning_gym generates tasks with scorers, graded_pairs good and bad answers; the others read records."
     )
-    task: str | None = Field(None, description="reasoning_gym: name of the task.")
-    params: dict[str, Any] = Field(default_factory=dict, description="reasoning_gym: the task's own difficulty settings.")
+    task: str | None = Field(None, description="reasoning_gym, graded_pairs: name of the task.")
+    params: dict[str, Any] = Field(
+        default_factory=dict, description="reasoning_gym, graded_pairs: the task's own difficulty settings."
+    )
+    emit: Literal["pairs", "grades", "demonstrations"] | None = Field(
+        None,
+        description="graded_pairs and formats of preferences: pairs, answers with grades, or (graded_pairs) right answers with "
+        "their steps. Null means pairs.",
+    )
+    pair_kinds: dict[PairKind, Weight] = Field(
+        default_factory=lambda: dict(_PAIR_KINDS),
+        min_length=1,
+        description="graded_pairs: weight of pairs that differ in much, in one dimension alone, in little, or to mislead.",
+    )
     path: str | None = Field(None, description="jsonl, parquet: the file. huggingface: name of the dataset.")
     subset: str | None = Field(None, description="huggingface: configuration of the dataset.")
     hub_split: str = Field("train", description="huggingface: split of the dataset.")
+    format: Literal["trl", "helpsteer2", "helpsteer3", "ultrafeedback", "skywork", "hh", "rewardbench2", "rm_bench"] = Field(
+        "trl", description="jsonl, parquet, huggingface: what the columns are, TRL's formats or a published schema."
+    )
+    dimension: Target | None = Field(
+        None,
+        description="Formats that only say which answer is better: what they judge by. Null takes the format's own, where it has "
+        "one; hh and skywork have none.",
+    )
     shots: int = Field(1, ge=1, description="Records joined to one conversation of as many turns (many-shot documents).")
     disjoint_from: list[str] = Field(
         default_factory=list, description="Earlier sources whose prompts are left out here; those of eval.source always are."
@@ -167,7 +190,7 @@ class SFTStage(StageSection):
     kind: Literal["sft"] = Field(description="Kind of the stage.")
     sampling: SamplingSection | None = Field(
         None,
-        description="Rejection sampling: answers of the init model that the verifier accepts join the demonstrations; "
+        description="Rejection sampling: answers of the init model that `reward` accepts join the demonstrations; "
         "null trains on demonstrations alone.",
     )
     demonstrations: bool = Field(
@@ -177,6 +200,11 @@ class SFTStage(StageSection):
         None,
         description="Stage whose wall time (sampling included) bounds this one: a control at equal cost. "
         "Results then depend on the machine's speed.",
+    )
+    reward: RewardSection = Field(
+        default_factory=lambda: RewardSection(),
+        description="What accepts samples: where the record has a verifier all distinct right ones that pass the gates, else the "
+        "best one by total.",
     )
 
 

@@ -16,6 +16,9 @@ from posttrain.config.names import suggest
 _REGISTERED = re.compile(r'(?:^DATASET_NAME\s*=|register_dataset\()\s*"([a-z0-9_]+)"', re.MULTILINE)
 _OURS = {"seed", "size"}  # settings that the run decides
 
+WORKED_TASKS = ("basic_arithmetic", "chain_sum")
+"""Tasks whose answers can be worked in steps (sources of kind graded_pairs)."""
+
 
 @lru_cache(maxsize=1)
 def quick_names() -> Mapping[str, Path]:

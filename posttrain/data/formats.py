@@ -3,7 +3,8 @@
 A normalised record is conversational: `prompt` (messages) with any of `completion`, or `chosen` and `rejected` (messages);
 or `messages` alone (language modelling). What says how answers are scored (`verifier`, `answer`, `metadata`, `constraints`,
 `domain`) is text and stays. A pair may have `margins`: by how much the better answer leads in each dimension, in [0, 1], 0 where
-both are equal. An answer may have `grades` by dimension, in [0, 1]. Objects are taken as JSON text too.
+both are equal, and a `pair_kind`, its maker's note of what sets the answers apart ("adversarial:longer"). An answer may have
+`grades` by dimension, in [0, 1]. Objects are taken as JSON text too.
 A message is `{"role": ..., "content": text}`.
 """
 
@@ -33,10 +34,11 @@ FORMATS: dict[str, tuple[str, ...]] = {
 
 VERIFIER_FIELDS = ("verifier", "answer", "metadata", "constraints", "domain")
 LABEL_FIELDS = ("margins", "grades")
+PAIR_NOTE = "pair_kind"
 ROLES = ("system", "user", "assistant", "tool")
 
 _KNOWN_FIELDS = tuple(
-    dict.fromkeys([field for fields in FORMATS.values() for field in fields] + list(VERIFIER_FIELDS + LABEL_FIELDS))
+    dict.fromkeys([field for fields in FORMATS.values() for field in fields] + [*VERIFIER_FIELDS, *LABEL_FIELDS, PAIR_NOTE])
 )
 _REFUSED_FIELDS = {
     "tools": "tool descriptions are not trained on",
@@ -199,10 +201,12 @@ def _split_common_text(chosen: str, rejected: str, where: str | None) -> Record:
 def _verifier_fields(record: Mapping[str, Any], where: str | None) -> Record:
     fields: Record = {}
     for name in VERIFIER_FIELDS:
-        # `answer` and `metadata` are common names of columns that no verifier asked for.
-        if name not in record or (name in ("answer", "metadata") and "verifier" not in record):
+        if name not in record:
             continue
         value = record[name]
+        # Common names of columns that no verifier asked for; a judge goes by an answer without one.
+        if "verifier" not in record and (name == "metadata" or (name in ("answer", "domain") and not isinstance(value, str))):
+            continue
         if name in ("metadata", "constraints") and isinstance(value, Mapping | list):
             value = json.dumps(value, ensure_ascii=False)
         if not isinstance(value, str):
@@ -230,6 +234,10 @@ def _labels(record: Mapping[str, Any], where: str | None) -> Record:
         for target in labels[name]:
             if target not in TARGETS:
                 raise UserError(f"'{name}' names the unknown dimension '{target}'", where=where, instead=suggest(target, TARGETS))
+    if PAIR_NOTE in record and "chosen" in record:
+        if not isinstance(record[PAIR_NOTE], str):
+            raise UserError(f"'{PAIR_NOTE}' is {_kind(record[PAIR_NOTE])}", where=where, instead="should be text")
+        labels[PAIR_NOTE] = record[PAIR_NOTE]
     return labels
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,15 @@ from typing import Any
 from posttrain.config.errors import UserError
 from posttrain.config.names import suggest
 from posttrain.config.schema import RunConfig, SourceSection
+from posttrain.config.source_checks import GENERATED_KINDS
+from posttrain.data.files import FILE_KINDS, read_rows, require_some
 from posttrain.data.formats import Record, normalise, prompt_key
+from posttrain.data.graded.generate import generate_graded
 from posttrain.data.hash_stable import generate_stably
+from posttrain.data.preferences.adapt import adapt
 
 ALL = "train"
 """The split that holds everything when a source names no splits, and that a bare source name means."""
-
-FILE_KINDS = ("jsonl", "parquet")
-"""Kinds of sources that are one file."""
 
 # A generator is exhausted when this many draws in a row (or four times what was found, if more) repeat known prompts:
 # the last of N equally likely prompts takes N draws on average.
@@ -29,9 +29,10 @@ _PATIENCE = 2000
 def load_split(config: RunConfig, ref: str) -> list[Record]:
     """Normalised records of "SOURCE/SPLIT" ("SOURCE" means "SOURCE/train").
 
-    Deterministic from the config. Prompts are distinct: of records with the same prompt the first stays. Splits of a source
-    share no prompt, and no split shares one with the held-out prompts of `eval.source`, also where that is another
-    source over the same task, nor with the sources it is `disjoint_from`; for many-shot sources this holds for every turn.
+    Deterministic from the config. Prompts are distinct: of records with the same prompt the first stays; of published
+    preferences all stay, within one split. Splits of a source share no prompt, and no split shares one with the held-out
+    prompts of `eval.source`, also where that is another source over the same task, nor with the sources it is `disjoint_from`;
+    for many-shot sources this holds for every turn.
 
     Raises:
         UserError: unknown source or split, unreadable or broken data, or fewer distinct prompts than the splits ask for.
@@ -83,21 +84,34 @@ def _require_answerable(records: list[Record], ref: str) -> None:
             )
 
 
+Unit = list[Record]
+"""Records of one prompt, which no two splits may share."""
+
+
 def _splits(config: RunConfig, name: str, *, files_only: bool = False) -> Iterator[tuple[str, list[Record]]]:
     """Splits of a source with their records, in the order given; with `files_only`, files alone are left out of them."""
     source = config.sources[name]
     excluded = _left_out(config, name, files_only)
-    units = _distinct(_read(config, name), excluded, patience=_PATIENCE if source.kind == "reasoning_gym" else None)
-    records = _joined(units, source.shots, where=f"sources.{name}")
+    generated = source.kind in GENERATED_KINDS
+    units = _distinct(_read(config, name), excluded, patience=_PATIENCE if generated else None)
+    units = _joined(units, source.shots, where=f"sources.{name}")
     if not source.splits:
-        if source.kind == "reasoning_gym":
+        if generated:
             raise UserError("a generator has no end", where=f"sources.{name}", instead="name its splits: splits: {train: 1000}")
-        yield ALL, list(records)
+        yield ALL, [record for unit in units for record in unit]
     for split, size in source.splits.items():
-        taken = list(islice(records, size))
+        taken = _take(units, size)
         if len(taken) < size:
             _refuse_short(name, source, split, len(taken))
         yield split, taken
+
+
+def _take(units: Iterator[Unit], size: int) -> list[Record]:
+    """The next `size` records, fewer at the end. What the last unit has beyond them lies in no split: it shares a prompt."""
+    taken: list[Record] = []
+    while len(taken) < size and (unit := next(units, None)) is not None:
+        taken += unit[: size - len(taken)]
+    return taken
 
 
 def resolve(config: RunConfig, ref: str) -> tuple[str, str]:
@@ -140,29 +154,30 @@ def _turn_keys(record: Record) -> Iterator[str]:
             yield prompt_key({"prompt": [message]})
 
 
-def _distinct(records: Iterable[Record], excluded: set[str], patience: int | None) -> Iterator[Record]:
-    """Records with a new prompt outside `excluded`; ends early after too many repetitions."""
+def _distinct(units: Iterable[Unit], excluded: set[str], patience: int | None) -> Iterator[Unit]:
+    """Units with a new prompt outside `excluded`; ends early after too many repetitions."""
     seen: set[str] = set()
     repeated = 0
-    for record in records:
-        key = prompt_key(record)
-        if key in seen or not excluded.isdisjoint(_turn_keys(record)):
+    for unit in units:
+        key = prompt_key(unit[0])
+        if key in seen or not excluded.isdisjoint(_turn_keys(unit[0])):
             repeated += 1
             if patience is not None and repeated > max(patience, 4 * (len(seen) + len(excluded))):
                 return
             continue
         seen.add(key)
         repeated = 0
-        yield record
+        yield unit
 
 
-def _joined(records: Iterator[Record], shots: int, where: str) -> Iterator[Record]:
+def _joined(units: Iterator[Unit], shots: int, where: str) -> Iterator[Unit]:
     """Conversations of `shots` records each; an incomplete last one is left out."""
     if shots == 1:
-        yield from records
+        yield from units
         return
+    records = (record for unit in units for record in unit)
     while len(group := list(islice(records, shots))) == shots:
-        yield _conversation(group, where)
+        yield [_conversation(group, where)]
 
 
 def _conversation(group: list[Record], where: str) -> Record:
@@ -188,7 +203,7 @@ def _refuse_short(name: str, source: SourceSection, split: str, found: int) -> N
     names = list(source.splits)
     before = sum(source.splits[earlier] for earlier in names[: names.index(split)])
     unit = f"conversations of {source.shots} turns" if source.shots > 1 else "records"
-    generated = source.kind == "reasoning_gym"
+    generated = source.kind in GENERATED_KINDS
     origin = f"task '{source.task}'" if generated else f"'{source.path}'"
     after = f" after the {before} of earlier splits" if before else ""
     raise UserError(
@@ -198,19 +213,36 @@ def _refuse_short(name: str, source: SourceSection, split: str, found: int) -> N
     )
 
 
-def _read(config: RunConfig, name: str) -> Iterator[Record]:
+def _read(config: RunConfig, name: str) -> Iterator[Unit]:
     source, where = config.sources[name], f"sources.{name}"
-    if source.kind == "reasoning_gym":
+    if source.kind in GENERATED_KINDS:
         if not source.task:
             raise UserError("no task given", where=where, instead="name one: task: chain_sum")
-        return generate_stably(source.task, source.params, config.seed, f"{where}.task")
+        return ([record] for record in _generated(source, source.task, config.seed, f"{where}.task"))
     if not source.path:
         raise UserError("no path given", where=where, instead="name the file or dataset: path: data.jsonl")
-    readers = {"jsonl": read_jsonl, "parquet": read_parquet}
-    records = readers[source.kind](source.path) if source.kind in readers else _read_hub(source, where)
+    rows = read_rows(source.path, source.kind) if source.kind in FILE_KINDS else _hub_rows(source, where)
+    units = _units(rows, source)
     # Files are often sorted by topic; splits cut from them in file order would differ in kind.
-    random.Random(f"{config.seed}/{name}").shuffle(records)
-    return iter(records)
+    random.Random(f"{config.seed}/{name}").shuffle(units)
+    return iter(units)
+
+
+def _generated(source: SourceSection, task: str, seed: int, where: str) -> Iterator[Record]:
+    if source.kind == "reasoning_gym":
+        return generate_stably(task, source.params, seed, where)
+    weights: Mapping[str, float] = {str(kind): weight for kind, weight in source.pair_kinds.items()}
+    return generate_graded(task, source.params, seed, source.emit or "pairs", weights, where)
+
+
+def _units(rows: Iterable[tuple[str, Mapping[str, Any]]], source: SourceSection) -> list[Unit]:
+    if source.format == "trl":
+        units = [[normalise(row, where)] for where, row in rows]
+    else:
+        if source.emit == "demonstrations":
+            raise UserError(f"format {source.format} gives no demonstrations", where=source.path, instead="write emit: pairs")
+        units = adapt(rows, source.format, source.emit or "pairs", source.dimension)
+    return require_some(units, source.path or "")
 
 
 def read_jsonl(path: str | Path) -> list[Record]:
@@ -219,47 +251,15 @@ def read_jsonl(path: str | Path) -> list[Record]:
     Raises:
         UserError: the file cannot be read, holds no record, or a line is broken (named as file:line).
     """
-    _require_file(path)
-    records: list[Record] = []
-    with open(path, "rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                records.append(_parse_line(line, f"{path}:{number}"))
-    return _require_some(records, path)
-
-
-def _parse_line(line: bytes, where: str) -> Record:
-    try:
-        value = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"not UTF-8 (byte {error.start})", where=where) from error
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"invalid JSON ({error.msg}, column {error.colno})", where=where, instead="a line is one JSON object"
-        ) from error
-    if not isinstance(value, dict):
-        raise UserError(
-            f"a {type(value).__name__}, not an object",
-            where=where,
-            instead='a line looks like {"prompt": ..., "completion": ...}',
-        )
-    return normalise(value, where)
+    return require_some([normalise(row, where) for where, row in read_rows(path, "jsonl")], path)
 
 
 def read_parquet(path: str | Path) -> list[Record]:
     """Normalised records of a Parquet file, in its order. UserError as for `read_jsonl`, rows counted from 1."""
-    import pyarrow
-    import pyarrow.parquet
-
-    _require_file(path)
-    try:
-        rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowException as error:
-        raise UserError(f"no readable Parquet file ({str(error).splitlines()[0]})", where=str(path)) from error
-    return _require_some([normalise(row, f"{path}: row {number}") for number, row in enumerate(rows, start=1)], path)
+    return require_some([normalise(row, where) for where, row in read_rows(path, "parquet")], path)
 
 
-def _read_hub(source: SourceSection, where: str) -> list[Record]:
+def _hub_rows(source: SourceSection, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     import datasets
 
     assert source.path is not None
@@ -268,17 +268,5 @@ def _read_hub(source: SourceSection, where: str) -> list[Record]:
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"cannot load dataset '{source.path}' ({reason})", where=where) from error
-    return _require_some(
-        [normalise(row, f"{source.path}: row {number}") for number, row in enumerate(dataset, start=1)], source.path
-    )
-
-
-def _require_file(path: str | Path) -> None:
-    if not Path(path).is_file():
-        raise UserError("no such file", where=str(path), instead="relative paths start at the folder the command runs in")
-
-
-def _require_some(records: list[Record], path: str | Path) -> list[Record]:
-    if not records:
-        raise UserError("no records", where=str(path))
-    return records
+    for number, row in enumerate(dataset, start=1):
+        yield f"{source.path}: row {number}", row

@@ -10,18 +10,19 @@ from typing import Any
 from posttrain.pipeline import svg
 from posttrain.pipeline.progress import format_seconds
 from posttrain.pipeline.report import COLUMNS, RunRecords, make_table, row_cells
+from posttrain.pipeline.report_reward import reward_sections
 
 CURVES = (("reward", "reward"), ("accuracy", "share of right samples"), ("loss", "loss"))
 
 STYLE = """
 :root {
   color-scheme: light dark; --ink: #1d2733; --soft: #5c6b7a; --line: #d5dde5; --paper: #ffffff; --panel: #f5f7fa;
-  --accent: #2468b2; --good: #2e8555; --bad: #b93a32; --warn: #b07a1e;
+  --accent: #2468b2; --good: #2e8555; --bad: #b93a32; --warn: #b07a1e; --second: #c25a00; --third: #00795a; --fourth: #a2588c;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --ink: #e4e9ef; --soft: #9aa8b6; --line: #36424e; --paper: #14191f; --panel: #1c242c;
-    --accent: #6aa8ec; --good: #5fba87; --bad: #e5786f; --warn: #dcab58;
+    --accent: #6aa8ec; --good: #5fba87; --bad: #e5786f; --warn: #dcab58; --second: #f0934a; --third: #3fc39a; --fourth: #dd95c8;
   }
 }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1080px; margin: 2rem auto;
@@ -29,6 +30,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 h1 { font-size: 1.5rem; margin-bottom: 0; }
 h2 { font-size: 1.1rem; margin-top: 2.2rem; }
 h3 { font-size: .95rem; margin: .2rem 0; }
+section > h3 { margin-top: 1.4rem; }
 p.soft, figcaption { color: var(--soft); margin-top: .2rem; }
 table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; padding: .35rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top; }
@@ -43,6 +45,9 @@ svg text { fill: var(--soft); font: 11px system-ui, sans-serif; }
 svg .name { fill: var(--ink); font-weight: 600; font-size: 12px; }
 svg .grid { stroke: var(--line); }
 svg .curve { fill: none; stroke: var(--accent); stroke-width: 1.8; }
+svg .line1 { stroke: var(--second); stroke-dasharray: 6 3; }
+svg .line2 { stroke: var(--third); stroke-dasharray: 2 2; }
+svg .line3 { stroke: var(--fourth); stroke-dasharray: 8 3 2 3; }
 svg .bar { fill: var(--accent); }
 svg .track { fill: var(--line); }
 svg .edge { fill: none; stroke: var(--soft); stroke-width: 1.2; }
@@ -67,6 +72,7 @@ def page(records: RunRecords) -> str:
         _section("Stages", f"<div class='wide'>{_graph(records)}</div><p class='soft'>Times include preparation.</p>"),
         _section("Held-out accuracy after each stage", _accuracies(records)),
         _section("Curves", _curves(records)),
+        *(_section(f"Reward model {name}", content) for name, content in reward_sections(records).items()),
         _section("Answers before and after", _answers(records)),
         _section("Made with", _versions(manifest)),
     ]

@@ -14,28 +14,53 @@ MOST_POINTS = 400
 
 def line_chart(points: Sequence[tuple[float, float]], label: str) -> str:
     """A curve over steps with its axes; `points` are (step, value) in the order of the steps, at least one."""
-    points = _thin(points)
-    (x_low, x_high), (y_low, y_high) = _span([x for x, _ in points]), _span([y for _, y in points])
+    return lines_chart({"": points}, label)
+
+
+def lines_chart(series: Mapping[str, Sequence[tuple[float, float]]], label: str) -> str:
+    """Curves over steps that share their axes, each with a colour and dashes of its own (classes `line0`, `line1`, ...).
+
+    Args:
+        series: points of each curve, (step, value) in the order of the steps; at least one curve, at least one point each.
+            Names are shown below the chart; "" is not.
+        label: what the chart shows, for those who cannot see it.
+    """
+    curves = {name: _thin(points) for name, points in series.items()}
+    every = [point for points in curves.values() for point in points]
+    (x_low, x_high), (y_low, y_high) = _span([x for x, _ in every]), _span([y for _, y in every])
+    names = [name for name in curves if name]
+    height = HEIGHT + (18 if names else 0)
 
     def place(x: float, y: float) -> str:
         across = LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
         down = TOP + (y_high - y) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
         return f"{across:.1f},{down:.1f}"
 
-    path = " ".join(place(x, y) for x, y in points)
+    lines = "".join(
+        f'<polyline class="curve line{index}" points="{" ".join(place(x, y) for x, y in points)}"/>'
+        for index, points in enumerate(curves.values())
+    )
     heights = [(value, TOP + (y_high - value) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)) for value in ticks(y_low, y_high)]
     grid = "".join(
-        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>'
-        f'<text x="{LEFT - 6}" y="{height + 4:.1f}" text-anchor="end">{_number(value)}</text>'
-        for value, height in heights
+        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down:.1f}" y2="{down:.1f}"/>'
+        f'<text x="{LEFT - 6}" y="{down + 4:.1f}" text-anchor="end">{_number(value)}</text>'
+        for value, down in heights
     )
     steps = "".join(
         f'<text x="{place(value, y_low).split(",")[0]}" y="{HEIGHT - 8}" text-anchor="middle">{_number(value)}</text>'
         for value in ticks(x_low, x_high)
     )
+    key = "".join(_key(name, index, len(names)) for index, name in enumerate(names))
+    head = f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label, quote=True)}">'
+    return f"{head}{grid}{steps}{lines}{key}</svg>"
+
+
+def _key(name: str, index: int, count: int) -> str:
+    """A curve's name beside a piece of its line, in its place of the row below the chart."""
+    left = LEFT + index * (WIDTH - LEFT) / count
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label, quote=True)}">{grid}{steps}'
-        f'<polyline class="curve" points="{path}"/></svg>'
+        f'<polyline class="curve line{index}" points="{left:.1f},{HEIGHT + 8} {left + 18:.1f},{HEIGHT + 8}"/>'
+        f'<text x="{left + 22:.1f}" y="{HEIGHT + 12}">{escape(name)}</text>'
     )
 
 

@@ -104,6 +104,21 @@ BROKEN = [
     by_override("stage that starts from itself", "stages.sft.init=sft", "name another stage"),
     by_override("reward from a stage of another kind", "stages.dpo.reward.model=sft", "known: reward"),
     by_override("language model from a reward stage", "stages.sft.init=reward", "base"),
+    # Rewards.
+    by_override("reward without sampling", "stages.sft.reward.model=reward", "add a sampling section", key="stages.sft.reward"),
+    by_override(
+        "gate without evidence",
+        "stages.rl.reward.gates={harmlessness: 0.5}",
+        "add a judge of harmlessness",
+        key="stages.rl.reward.gates.harmlessness",
+    ),
+    by_override(
+        "weights of 0",
+        "stages.rl.reward.domains={law: {correctness: 0}}",
+        "weigh at least one",
+        key="stages.rl.reward.domains.law",
+    ),
+    by_override("pessimism without an ensemble", "stages.rl.reward.pessimism=1", "an ensemble of several members"),
     by_override("unknown source in eval", "eval.source=additoin/eval", "did you mean 'addition'?"),
     by_override("unknown split in eval", "eval.source=addition/evl", "did you mean 'addition/eval'?"),
     Broken("unknown split in data", ("addition/rl", "addition/lr"), "stages.rl.data.addition/lr", "addition/"),

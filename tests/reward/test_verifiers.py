@@ -1,31 +1,16 @@
-"""Verifiers, and the hierarchy that composes them with the learned level."""
+"""Verifiers: the table of them, exact answers, and the scorers of reasoning-gym."""
 
-import math
-from collections.abc import Sequence
+import subprocess
+import sys
 from itertools import islice
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from posttrain.config.errors import UserError
 from posttrain.data.reasoning import generate
-from posttrain.reward.hierarchy import HierarchicalReward
-from posttrain.reward.types import LevelScore, RewardModel, Sample, Verifier
+from posttrain.reward.types import LevelScore, Sample, Verifier
 from posttrain.reward.verifiers import VERIFIERS, ExactVerifier, ReasoningGymVerifier, is_right, verify
-
-FINITE = st.floats(-1e6, 1e6)
-
-
-class Constant:
-    """A learned level that gives the scores it was made with."""
-
-    def __init__(self, scores: Sequence[float]) -> None:
-        self.given = list(scores)
-
-    def scores(self, samples: Sequence[Sample]) -> list[float]:
-        return self.given[: len(samples)]
 
 
 def exact(answer: str, expected: str = "46") -> Sample:
@@ -101,43 +86,18 @@ def test_records_that_cannot_be_verified_are_refused(reference: dict[str, Any], 
 
 def test_the_ports_are_kept() -> None:
     assert isinstance(ReasoningGymVerifier(), Verifier) and isinstance(ExactVerifier(), Verifier)
-    assert isinstance(HierarchicalReward(None, 0.1), RewardModel)
-    assert all(name == verifier.name for name, verifier in VERIFIERS.items())
+    assert all(name == verifier.name and isinstance(verifier, Verifier) for name, verifier in VERIFIERS.items())
+    assert set(VERIFIERS) == {"reasoning_gym", "exact", "choice", "math", "code"}
 
 
-def test_without_a_learned_level_the_verifier_decides_alone() -> None:
-    right, wrong = HierarchicalReward(None, 0.4).score([exact("46"), exact("45")])
-    assert (right.total, wrong.total) == (1.0, 0.0)
-    assert [level.name for level in right.levels] == ["verifier"]
-    with pytest.raises(KeyError):
-        right.level("learned")
-
-
-@given(FINITE, FINITE, st.floats(0, 0.499))
-def test_the_learned_level_never_overrules_the_verifier(of_right: float, of_wrong: float, weight: float) -> None:
-    right, wrong = HierarchicalReward(Constant([of_right, of_wrong]), weight).score([exact("46"), exact("45")])
-    assert right.total - wrong.total > 0.5
-    for breakdown in (right, wrong):
-        assert breakdown.total == sum(level.contribution for level in breakdown.levels)
-        assert breakdown.level("learned").weight == weight
-
-
-def test_the_learned_level_ranks_equals() -> None:
-    low, high = HierarchicalReward(Constant([-1.0, 2.0]), 0.1).score([exact("45"), exact("44")])
-    assert low.total == pytest.approx(0.1 / (1 + math.exp(1.0)))
-    assert high.total == pytest.approx(0.1 / (1 + math.exp(-2.0)))
-    assert high.level("learned").score == 2.0
-
-
-@pytest.mark.parametrize("weight", [-0.1, 0.5, 1.0])
-def test_weights_that_could_overrule_the_verifier_are_refused(weight: float) -> None:
-    with pytest.raises(ValueError, match="learned_weight"):
-        HierarchicalReward(None, weight)
-
-
-def test_a_learned_level_with_too_few_scores_is_noticed() -> None:
-    with pytest.raises(ValueError):
-        HierarchicalReward(Constant([1.0]), 0.1).score([exact("46"), exact("45")])
+def test_heavy_libraries_are_imported_when_they_are_used() -> None:
+    program = (
+        "import sys; from posttrain.reward.verifiers import VERIFIERS, verify; from posttrain.reward.rules import check;"
+        "heavy = {'sympy', 'torch', 'reasoning_gym', 'py3langid', 'posttrain.sandbox', 'posttrain.reward.verifiers.code'};"
+        "print(*sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
 
 
 def test_is_right_needs_a_verdict() -> None:

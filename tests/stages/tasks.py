@@ -94,9 +94,9 @@ def make_job(
     return job
 
 
-def make_judge(base: Path, folder: Path) -> None:
+def make_judge(base: Path, folder: Path, seed: int = 3) -> None:
     """A reward model with a random head, seeded."""
     model = load_reward_model(base, from_causal_lm=True)
     with torch.no_grad():
-        model.score.weight.normal_(0.0, 0.5, generator=torch.Generator().manual_seed(3))
+        model.score.weight.normal_(0.0, 0.5, generator=torch.Generator().manual_seed(seed))
     save_model(model, load_tokenizer(base), folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -10,13 +11,17 @@ from typing import Any
 import pytest
 
 from posttrain.config.errors import UserError
+from posttrain.config.reward_schema import RewardSection
 from posttrain.data.encode import encode_pair
 from posttrain.data.tokenizer import load_tokenizer
+from posttrain.reward.guards.provenance import folder_hash
+from posttrain.reward.types import LevelScore, Sample
 from posttrain.rollout.types import LogprobSemantics, RolloutEngine, RolloutOutput, RolloutRequest, WeightSource
 from posttrain.stages import engines, run
 from posttrain.stages.files import read_json, read_records
 from posttrain.stages.job import StageJob
-from posttrain.stages.sampling import FOREIGN, answer_text, require_prompts
+from posttrain.stages.rewards import load_reward
+from posttrain.stages.sampling import FOREIGN, answer_text, as_sample, require_prompts
 from tests.stages.tasks import DPO, REWARD, RL, SAMPLING, SFT, make_job
 
 Script = Callable[[str, int], str]
@@ -57,18 +62,24 @@ def solve(question: str) -> int:
 
 
 def prepared(
-    tmp_path: Path, stage: dict[str, Any], script: Script, monkeypatch: pytest.MonkeyPatch, finish: bool = True
+    tmp_path: Path,
+    stage: dict[str, Any],
+    script: Script,
+    monkeypatch: pytest.MonkeyPatch,
+    finish: bool = True,
+    sources: dict[str, Any] | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, Any], Path]:
     job = make_job(tmp_path / "made", SFT if stage["kind"] != "rl" else RL)
-    job = StageJob(job.name, _with(job, stage), job.folder, job.inputs, job.metrics_path)
+    job = StageJob(job.name, _with(job, stage, sources or {}), job.folder, job.inputs, job.metrics_path)
     monkeypatch.setattr(engines, "EmbeddedEngine", scripted(job, script, finish))
     folder = tmp_path / "prepared"
     run.prepare(job, folder)
     return read_records(folder / "records.jsonl"), read_json(folder / "stats.json"), folder
 
 
-def _with(job: StageJob, stage: dict[str, Any]) -> Any:
-    return type(job.config).model_validate({**job.config.model_dump(), "stages": {job.name: stage}})
+def _with(job: StageJob, stage: dict[str, Any], sources: dict[str, Any]) -> Any:
+    config = job.config.model_dump()
+    return type(job.config).model_validate({**config, "sources": {**config["sources"], **sources}, "stages": {job.name: stage}})
 
 
 def test_rejection_sampling_keeps_distinct_right_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,6 +109,91 @@ def test_documents_of_unfitting_length_are_dropped_and_counted(tmp_path: Path, m
     with pytest.raises(UserError, match="too_long 60"):
         prepared(tmp_path / "none", {**SFT, "max_length": 3}, lambda *_: "", monkeypatch)
     assert len(everything) == 60
+
+
+def open_source(folder: Path, constraints: list[dict[str, Any]] | None) -> dict[str, Any]:
+    """A source of prompts that no verifier belongs to."""
+    extra = {} if constraints is None else {"constraints": json.dumps(constraints)}
+    lines = [json.dumps({"prompt": f"{a}+{b}", **extra}) + "\n" for a in range(4) for b in range(5)]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "open.jsonl").write_text("".join(lines))
+    return {"open": {"kind": "jsonl", "path": str(folder / "open.jsonl"), "splits": {"train": 12}}}
+
+
+OPEN = {**SFT, "data": {"open/train": 1.0}, "sampling": SAMPLING, "demonstrations": False}
+
+
+def test_open_prompts_keep_the_best_of_n_by_the_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = open_source(tmp_path, [{"rule": "punctuation:no_comma"}, {"rule": "keywords:existence", "keywords": ["b"]}])
+    answers = ["a,a", "b,b", "b", "a"]
+    records, stats, _ = prepared(tmp_path, OPEN, lambda _, n: answers[n], monkeypatch, sources=sources)
+    assert [record["completion"][0]["content"] for record in records] == ["b"] * 12
+    assert stats["answers_accepted"] == 12
+
+
+def test_open_prompts_that_nothing_scores_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="nothing scores an answer to a record without a verifier; give it a field"):
+        prepared(tmp_path, OPEN, lambda *_: "a", monkeypatch, sources=open_source(tmp_path, None))
+
+
+def test_a_reward_model_may_choose_among_answers_to_open_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = {**OPEN, "reward": {"model": "judge"}}
+    answers = ["7", "12", "9", "3"]
+    records, _, _ = prepared(tmp_path, stage, lambda _, n: answers[n], monkeypatch, sources=open_source(tmp_path, None))
+    learned = load_reward(tmp_path / "made" / "judge", RewardSection(model="judge"))
+    for record in records:
+        scored = learned.score([as_sample(record, text) for text in answers])
+        best = max(range(4), key=lambda n: scored[n].total)
+        assert record["completion"][0]["content"] == answers[best]
+    note = read_json(tmp_path / "made" / "stages" / "stage" / "reward.json")
+    assert note["model"] == folder_hash(tmp_path / "made" / "judge") and note["section"]["model"] == "judge"
+
+
+JUDGES = {"manners": {"kind": "constitution", "dimension": "harmlessness", "url": "http://127.0.0.1:1/v1", "model": "none"}}
+
+
+class Manners:
+    """A judge of harmlessness: even numbers are harmless, odd ones are not, and of 8 it has no opinion."""
+
+    name, dimension = "judge:manners", "harmlessness"
+
+    def judge(self, samples: Sequence[Sample]) -> list[LevelScore]:
+        return [LevelScore(self.name, self._score(sample.answer), 0.0, 0.0) for sample in samples]
+
+    def _score(self, answer: str) -> float | None:
+        return None if answer == "8" else float(answer.isdigit() and int(answer) % 2 == 0)
+
+
+@pytest.fixture
+def manners(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("posttrain.reward.judges.build_judges", lambda sections: [Manners() for _ in sections])
+
+
+def test_right_answers_that_a_gate_stops_are_not_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, manners: None
+) -> None:
+    gated = {"judges": JUDGES, "gates": {"harmlessness": 0.5}, "no_verdict": "drop"}
+    stage = {**SFT, "sampling": SAMPLING, "demonstrations": False, "reward": gated}
+    records, stats, _ = prepared(tmp_path, stage, lambda q, _: str(solve(q)), monkeypatch)
+    accepted = {int(record["answer"]) for record in records}
+    assert accepted and all(number % 2 == 0 and number != 8 for number in accepted)
+    everything, _, _ = prepared(tmp_path / "all", SFT, lambda *_: "", monkeypatch)
+    eights = sum(record["answer"] == "8" for record in everything)
+    assert stats["no_verdict"] == 4 * eights > 0 and stats["stopped_by_gate"] > 0
+
+
+def test_pairs_leave_out_answers_without_a_verdict_and_say_how_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, manners: None
+) -> None:
+    stage = {**DPO, "data": {"sums/train": 1.0}, "sampling": SAMPLING, "reward": {"judges": JUDGES, "no_verdict": "drop"}}
+    records, stats, _ = prepared(tmp_path, stage, lambda q, n: ["8", "8", "x", str(solve(q))][n], monkeypatch)
+    assert stats["no_verdict"] >= 2 * 60
+    assert {record["rejected"][0]["content"] for record in records} == {"x"}
+    assert "8" not in {record["chosen"][0]["content"] for record in records}
+    everything, counted, _ = prepared(
+        tmp_path / "kept", {**stage, "reward": {"judges": JUDGES}}, lambda q, n: ["8", "8", "x", str(solve(q))][n], monkeypatch
+    )
+    assert "no_verdict" not in counted and len(everything) >= len(records)
 
 
 def test_preference_pairs_are_best_against_worst(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

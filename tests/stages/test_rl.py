@@ -9,21 +9,25 @@ from typing import Any
 import pytest
 import torch
 
+from posttrain.config.errors import UserError
 from posttrain.data.layout import SequenceLayout
 from posttrain.data.tokenizer import load_tokenizer
 from posttrain.model.loading import load_causal_lm
+from posttrain.reward.guards.drift import DriftMonitor
+from posttrain.reward.guards.provenance import folder_hash
 from posttrain.reward.types import LevelScore, RewardBreakdown, Sample
 from posttrain.stages import run
 from posttrain.stages.advantages import balance, group_advantages
-from posttrain.stages.files import read_records
+from posttrain.stages.files import read_json, read_records
 from posttrain.stages.job import StageJob
 from posttrain.stages.metrics import read_metrics
 from posttrain.stages.microbatches import micro_batches
 from posttrain.stages.objectives import sample_weights
 from posttrain.stages.rl import RLStageTrainer, shuffled_rewards
 from posttrain.stages.sampling import Answer
+from posttrain.stages.scored import ScoredAnswer
 from tests.stages.crash import differing
-from tests.stages.tasks import RL, make_job
+from tests.stages.tasks import RL, make_job, make_judge
 
 
 class ByText:
@@ -175,6 +179,50 @@ def test_shuffled_rewards_keep_their_mean_and_lose_their_order(tmp_path: Path) -
         credit = group_advantages(torch.tensor(of, dtype=torch.float64), 4, False)
         assert found == balance(credit, mass).tolist()
     assert advantages != control_advantages
+
+
+def test_dropped_samples_take_no_part_in_their_group(tmp_path: Path) -> None:
+    trainer = trainer_of(make_job(tmp_path, {**RL, "balance_advantages": False}))
+    answers = [answer for of in trainer._sample(trainer.model, trainer.train_dataset[:4]) for answer in of]
+    totals = [0.0, 1.0, 0.5, 0.25] * 4
+    gone = {1, 4, 5, 6, 7}
+    breakdowns = [
+        RewardBreakdown(total, (LevelScore("correctness", 0.0, 1.0, 0.0), LevelScore("rest", total, 1.0, total)), index in gone)
+        for index, total in enumerate(totals)
+    ]
+    _, advantages = trainer._credit(answers, breakdowns)
+    assert advantages[:4] == [-0.25, 0.0, 0.25, 0.0], "the mean of 0, 0.5 and 0.25 is 0.25"
+    assert advantages[4:8] == [0.0] * 4
+    assert advantages[8:12] == advantages[12:] == [-0.4375, 0.5625, 0.0625, -0.1875]
+    noted = {name: values[-1] for name, values in trainer._notes.items()}
+    assert noted == {
+        "reward": 0.4375, "reward/correctness": 0.0, "reward/rest": 0.4375, "dropped": 5.0, "alarm": 0.0,
+        "answer_length": sum(len(answer.token_ids) for answer in answers) / 16,
+    }, "nothing was verified, so there is no accuracy"  # fmt: skip
+    control = trainer_of(make_job(tmp_path, {**RL, "balance_advantages": False, "shuffle_rewards": True}))
+    _, moved = control._credit(answers, breakdowns)
+    assert sum(value == 0 for value in moved) >= 5, "shuffled with its reward, a dropped sample stays dropped"
+
+
+def test_drift_is_told_in_metrics_and_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer = trainer_of(make_job(tmp_path, RL))
+    trainer.drift = DriftMonitor(window=2)
+    for step in range(4):
+        trainer._note_step([ScoredAnswer(0.5, False, False, None, {}, 10 * (step // 2 + 1), 4)])
+    assert trainer._notes["alarm"] == [0, 0, 0, 1] and trainer._notes["alarm/length"] == [1]
+    assert "answers grow (10 to 20 between two windows of 2 steps) while verified accuracy does not" in caplog.text
+
+
+def test_a_resumed_stage_keeps_its_reward_model(tmp_path: Path) -> None:
+    job = make_job(tmp_path, {**RL, "steps": 2})
+    run.train(job, job.inputs["model"])
+    note = read_json(job.folder / "reward.json")
+    assert note["model"] == folder_hash(job.inputs["reward"]) and note["section"]["learned_weight"] == 0.4
+    assert any(job.checkpoints.iterdir())
+    run.train(job, job.inputs["model"])  # goes on from its last checkpoint, with the same model
+    make_judge(job.inputs["init"], job.inputs["reward"], seed=4)
+    with pytest.raises(UserError, match="reward.json: the stage began with reward model .* remove the stage's checkpoints"):
+        run.train(job, job.inputs["model"])
 
 
 def test_shuffling_rewards_permutes_them_over_the_whole_step_anew_at_every_step() -> None:

@@ -1,0 +1,1 @@
+"""Running untrusted programs contained: no network, no file of the host, bounded time, memory, processes and output."""

@@ -1,0 +1,225 @@
+"""What a program may use, and what is said of one that uses more."""
+
+import contextlib
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from posttrain.config.errors import UserError
+from posttrain.sandbox import running
+from posttrain.sandbox.running import available, run
+from posttrain.sandbox.types import INTERPRETER, Limits, Outcome, Program, Status
+
+SMALL = Limits(
+    wall_seconds=2, cpu_seconds=30, memory_bytes=128 << 20, processes=12, output_bytes=10_000, disk_bytes=4 << 20, open_files=32
+)
+
+
+def python(source: str, mechanism: str, limits: Limits = SMALL, stdin: str = "") -> Outcome:
+    return run(Program.python(source, stdin), limits, mechanism)
+
+
+def commands_with(marker: str) -> list[int]:
+    """Processes of this machine with a word in their command."""
+    found = []
+    for name in os.listdir("/proc"):
+        with contextlib.suppress(OSError):
+            if name.isdigit() and marker.encode() in Path(f"/proc/{name}/cmdline").read_bytes():
+                found.append(int(name))
+    return found
+
+
+def wait_until(condition: object, seconds: float = 10.0) -> bool:
+    assert callable(condition)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.fixture(scope="module", autouse=True)
+def somewhere() -> Iterator[None]:
+    if reason := available():
+        pytest.skip(reason)
+    yield
+
+
+def test_a_program_gets_its_input_and_gives_its_output(mechanism: str) -> None:
+    source = "import sys\nfor line in sys.stdin: print(int(line) ** 2)\nprint('done', file=sys.stderr)\n"
+    outcome = python(source, mechanism, stdin="3\n4\n")
+    assert outcome.status is Status.OK and outcome.exit_code == 0 and outcome.reason == ""
+    assert (outcome.stdout, outcome.stderr) == (b"9\n16\n", b"done\n")
+    assert 0 < outcome.seconds < SMALL.wall_seconds
+
+
+def test_files_arguments_folder_and_environment(mechanism: str) -> None:
+    source = (
+        "import os, sys, helper\nprint(sys.argv[1:], helper.x, open('data/a.bin', 'rb').read(), os.getcwd(), sorted(os.environ))"
+    )
+    files = {"main.py": source, "helper.py": "x = 'é'", "data/a.bin": b"\x00\xff"}
+    outcome = run(Program((INTERPRETER, "-B", "main.py", "one two"), files), SMALL, mechanism)
+    names = ["HOME", "LANG", "PATH", "PYTHONHASHSEED"]
+    assert outcome.stdout.decode() == f"['one two'] é b'\\x00\\xff' /tmp {names}\n", outcome.reason
+
+
+def test_a_command_of_the_system(mechanism: str) -> None:
+    outcome = run(Program(("sh", "-c", "cat; exit 3"), stdin="in"), SMALL, mechanism)
+    assert (outcome.status, outcome.exit_code, outcome.stdout) == (Status.FAILED, 3, b"in")
+    missing = run(Program(("no-such-command",)), SMALL, mechanism)
+    assert missing.status is Status.FAILED and "cannot start no-such-command: No such file" in missing.reason
+
+
+def test_several_processes_and_threads_work(mechanism: str) -> None:
+    source = (
+        "import multiprocessing, threading, subprocess\ndef square(x): return x * x\nif __name__ == '__main__':\n"
+        "    t = threading.Thread(target=print, args=['thread']); t.start(); t.join()\n"
+        "    print(multiprocessing.Pool(2).map(square, [1, 2, 3]), flush=True)\n    subprocess.run(['echo', 'child'])\n"
+    )
+    outcome = python(source, mechanism, Limits(wall_seconds=20))
+    assert outcome.stdout == b"thread\n[1, 4, 9]\nchild\n", outcome
+
+
+@pytest.mark.parametrize(
+    ("source", "status", "reason"),
+    [
+        ("raise ValueError('no')", Status.FAILED, "exit status 1: ValueError: no"),
+        ("import sys; sys.exit(7)", Status.FAILED, "exit status 7"),
+        ("import os; os.abort()", Status.KILLED, "ended by signal SIGABRT"),
+        ("import ctypes; ctypes.string_at(0)", Status.KILLED, "ended by signal SIGSEGV"),
+        ("while True: pass", Status.TIMEOUT, "ran longer than 0.7 s"),
+        ("import signal\nfor n in range(1, 32):\n  if n not in (9, 19): signal.signal(n, signal.SIG_IGN)\nsignal.pause()",
+         Status.TIMEOUT, "ran longer than 0.7 s"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSTOP)", Status.TIMEOUT, "ran longer than 0.7 s"),
+        ("import os, time; os.close(1); os.close(2); time.sleep(60)", Status.TIMEOUT, "ran longer than 0.7 s"),
+        ("x = []\nwhile True: x.append(b'x' * 10**6)", Status.MEMORY, "used more than 134217728 bytes of memory"),
+        ("x = bytearray(10**11)", Status.MEMORY, "exit status 1: MemoryError"),
+        ("import os\nfor _ in range(6):\n  if os.fork() == 0: break\nx = []\nwhile True: x.append(b'x' * 10**6)",
+         Status.MEMORY, "used more than 134217728 bytes of memory"),
+        ("import mmap\nx = []\nwhile True:\n  m = mmap.mmap(-1, 1 << 20); m[:] = bytes([1]) * (1 << 20); x.append(m)",
+         Status.MEMORY, "used more than 134217728 bytes of memory"),
+        ("while True: print('x' * 1000)", Status.OUTPUT, "wrote more than 10000 bytes"),
+        ("import sys\nwhile True: sys.stderr.write('x' * 1000)", Status.OUTPUT, "wrote more than 10000 bytes"),
+        ("import os\nwhile True: os.fork()", Status.FAILED, "exit status 1: BlockingIOError: [Errno 11] Resource temporarily"),
+        ("import os\nwhile True:\n  try: os.fork()\n  except OSError: pass", Status.TIMEOUT, "ran longer than 0.7 s"),
+        ("f = open('a', 'wb', 0)\ng = open('b', 'wb', 0)\nwhile f.write(b'x' * 10000) and g.write(b'x' * 10000): pass",
+         Status.FAILED, "exit status 1: OSError: [Errno 28] No space left on device"),
+        ("f = [open('/dev/null') for _ in range(100)]", Status.FAILED, "Too many open files"),
+    ],
+)  # fmt: skip
+def test_what_is_said_of_a_program(mechanism: str, source: str, status: Status, reason: str) -> None:
+    limits = dataclasses.replace(SMALL, wall_seconds=0.7) if status is Status.TIMEOUT else SMALL
+    outcome = python(source, mechanism, limits)
+    assert outcome.status is status, outcome
+    assert reason in outcome.reason
+    assert outcome.seconds < SMALL.wall_seconds + 5
+    assert len(outcome.stdout) + len(outcome.stderr) <= SMALL.output_bytes
+
+
+def test_processor_time_is_limited(mechanism: str) -> None:
+    for ignore in ("", "import signal; signal.signal(signal.SIGXCPU, signal.SIG_IGN)\n"):
+        outcome = python(ignore + "while True: pass", mechanism, Limits(cpu_seconds=1, wall_seconds=60))
+        assert outcome.status is Status.TIMEOUT and outcome.reason == "used more than 1 s of processor time"
+
+
+def test_processes_at_once_are_counted_for_each_sandbox_alone(mechanism: str) -> None:
+    source = (
+        "import os, time\nn = 1\ntry:\n  while True:\n    if os.fork() == 0: time.sleep(60)\n    n += 1\n"
+        "except OSError: print(n, flush=True)\ntime.sleep(0.5)"
+    )
+    outcomes: list[Outcome] = []
+    threads = [threading.Thread(target=lambda: outcomes.append(python(source, mechanism, SMALL))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    # An ordinary user's count may have room for two of ours that are not there (see `slack`).
+    assert all(SMALL.processes <= int(outcome.stdout) <= SMALL.processes + 2 for outcome in outcomes), outcomes
+    assert len(outcomes) == 3
+
+
+def test_many_empty_files_are_too_many(mechanism: str) -> None:
+    outcome = python("n = 0\nwhile True:\n  n += 1\n  open(str(n), 'w').close()\n", mechanism, Limits(disk_bytes=1 << 20))
+    assert outcome.status in (Status.DISK, Status.FAILED), outcome
+    assert "too many files" in outcome.reason or "No space left" in outcome.reason
+
+
+def test_nothing_outlives_its_sandbox(mechanism: str) -> None:
+    marker = f"outlive-{os.getpid()}-{mechanism}"
+    source = (
+        "import os, subprocess, sys\n"
+        f"subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)', '{marker}'], start_new_session=True)\n"
+        "if os.fork() == 0:\n  os.setsid()\n  if os.fork() == 0:\n    while True: pass\n"
+    )
+    outcome = python(source, mechanism)
+    assert outcome.status is Status.OK, outcome
+    assert commands_with(marker) == []
+    for more, status in (("while True: pass", Status.TIMEOUT), ("while True: print(source)", Status.OUTPUT)):
+        stopped = python(f"source = 'x' * 999\n{source}{more}", mechanism)
+        assert stopped.status is status, stopped
+    assert commands_with(marker) == []
+
+
+def test_a_sandbox_dies_with_the_one_that_wanted_it(mechanism: str) -> None:
+    marker = f"orphan-{os.getpid()}-{mechanism}"
+    code = (
+        "from posttrain.sandbox.running import run\nfrom posttrain.sandbox.types import Limits, Program\n"
+        f"run(Program(('sh', '-c', 'sleep 600; : {marker}')), Limits(wall_seconds=600), {mechanism!r})\n"
+    )
+    scorer = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
+    try:
+        # The scorer's own command carries the word, and the shell's.
+        assert wait_until(lambda: len([p for p in commands_with(marker) if p != scorer.pid]) >= 1, 60)
+    finally:
+        scorer.send_signal(signal.SIGKILL)
+        scorer.wait()
+    assert wait_until(lambda: commands_with(marker) == [])
+
+
+def test_no_open_file_is_left_behind(mechanism: str) -> None:
+    python("print(1)", mechanism)
+    before = sorted(os.listdir("/proc/self/fd"))
+    for source in ("print(1)", "while True: print('x' * 1000)", "import os; os.abort()"):
+        python(source, mechanism)
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def test_where_there_is_no_sandbox_nothing_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "unavailable", lambda name: f"no {name} here")
+    monkeypatch.setattr(running, "_run", lambda *_: pytest.fail("ran bare"))
+    with pytest.raises(UserError, match="cannot be run contained.*no bubblewrap here; namespaces: no namespaces here"):
+        run(Program.python("print(1)"))
+    assert available() == "bubblewrap: no bubblewrap here; namespaces: no namespaces here"
+
+
+def test_a_missing_bubblewrap_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    running.unavailable.cache_clear()
+    try:
+        assert running.unavailable("bubblewrap") == "bubblewrap (bwrap) is not installed"
+    finally:
+        running.unavailable.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["/etc/a", "../a", "a/../../b", "", "a\0b"])
+def test_a_program_cannot_name_files_outside(name: str) -> None:
+    with pytest.raises(UserError, match="relative path"):
+        Program(("true",), {name: ""})
+
+
+def test_mistakes_of_the_caller() -> None:
+    with pytest.raises(UserError, match="wall_seconds is 0"):
+        Limits(wall_seconds=0)
+    with pytest.raises(UserError, match="without a command"):
+        Program(())
+    with pytest.raises(UserError, match="did you mean 'bubblewrap'"):
+        run(Program(("true",)), mechanism="bublewrap")
