@@ -40,7 +40,7 @@ def preference_loss(
     loss = -F.logsigmoid(lead)
     if label_noise:
         loss = (1 - label_noise) * loss - label_noise * F.logsigmoid(-lead)
-    return _mean_over(loss, differs, weights)
+    return _by_item(loss, differs, weights)
 
 
 def tie_loss(chosen: torch.Tensor, rejected: torch.Tensor, equal: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -54,7 +54,7 @@ def tie_loss(chosen: torch.Tensor, rejected: torch.Tensor, equal: torch.Tensor, 
         [pairs].
     """
     lead = chosen - rejected
-    return _mean_over(-(F.logsigmoid(lead) + F.logsigmoid(-lead)) / 2, equal, weights)
+    return _by_item(-(F.logsigmoid(lead) + F.logsigmoid(-lead)) / 2, equal, weights)
 
 
 def centring_loss(chosen: torch.Tensor, rejected: torch.Tensor, named: torch.Tensor) -> torch.Tensor:
@@ -67,7 +67,7 @@ def centring_loss(chosen: torch.Tensor, rejected: torch.Tensor, named: torch.Ten
     Returns:
         [pairs].
     """
-    return _mean_over((chosen + rejected) ** 2, named, chosen.new_ones(chosen.shape[0], chosen.shape[2]))
+    return _by_item((chosen + rejected) ** 2, named, chosen.new_ones(chosen.shape[0], chosen.shape[2]))
 
 
 def grade_loss(scores: torch.Tensor, grades: torch.Tensor, graded: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -83,10 +83,10 @@ def grade_loss(scores: torch.Tensor, grades: torch.Tensor, graded: torch.Tensor,
         [answers].
     """
     wanted = grades[..., None].expand_as(scores)
-    return _mean_over(F.binary_cross_entropy_with_logits(scores, wanted, reduction="none"), graded, weights)
+    return _by_item(F.binary_cross_entropy_with_logits(scores, wanted, reduction="none"), graded, weights)
 
 
-def _mean_over(values: torch.Tensor, named: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def _by_item(values: torch.Tensor, named: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """[items, targets, members] -> [items]: weighted mean over members, then mean over named targets, 0 where none is named."""
     by_target = (values * weights[:, None, :]).mean(dim=2) * named
     return by_target.sum(dim=1) / named.sum(dim=1).clamp(min=1)

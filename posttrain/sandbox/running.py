@@ -52,8 +52,8 @@ def unavailable(mechanism: str) -> str | None:
     if platform.system() != "Linux" or platform.machine() not in MACHINES or not python_version_is_enough():
         return f"sandboxes are made on Linux on {' and '.join(MACHINES)} with os.pidfd_open, not on {platform.platform()}"
     try:
-        outcome = _run(Program((INTERPRETER, "-I", "-S", "-c", "print(6 * 7)")), Limits(), mechanism)
-    except FileNotFoundError as error:
+        outcome = _run(Program((INTERPRETER, "-I", "-S", "-c", "print(6 * 7)")), Limits(wall_seconds=60), mechanism)
+    except (FileNotFoundError, UserError) as error:
         return str(error)
     except (SandboxError, OSError) as error:
         return f"{error} ({advice()})"

@@ -15,7 +15,7 @@ from posttrain.config.errors import UserError
 from posttrain.reward.types import LevelScore, Sample
 from posttrain.reward.verifiers.verdict import required, settings, verdict
 from posttrain.sandbox.asserts.check import check_asserts
-from posttrain.sandbox.running import run
+from posttrain.sandbox.running import SandboxError, run
 from posttrain.sandbox.types import Limits, Program, Status
 
 _FENCED = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.M | re.S)
@@ -64,7 +64,7 @@ class CodeVerifier:
         self.workers = workers or min(4, os.cpu_count() or 1)
 
     def verify(self, sample: Sample) -> LevelScore:
-        """Score the share of tests passed, each with its reason in the evidence; None where a test cannot be judged.
+        """Score the share of tests passed, each with its reason in the evidence; None where one cannot be judged.
 
         Raises:
             UserError: the record's tests are missing or malformed, or no sandbox can be made here.
@@ -83,6 +83,12 @@ class CodeVerifier:
     def _judge(self, program: str, test: Case, deadline: float) -> Result:
         if time.monotonic() > deadline:
             return Result(False, "not run", f"the {self.seconds:g} s for all tests were over")
+        try:
+            return self._run(program, test)
+        except SandboxError as error:
+            return Result(None, "sandbox failed", str(error))
+
+    def _run(self, program: str, test: Case) -> Result:
         if test.stdout is None:
             answer = check_asserts(program, test.statements, self.limits)
             status = answer.outcome.status.value if answer.passed or answer.outcome.status is not Status.OK else "failed"

@@ -13,7 +13,7 @@ import sys
 descriptors = sorted(os.listdir("/proc/self/fd"))  # before any is opened here
 secrets, host, port, abstract = json.loads(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 libc = ctypes.CDLL(None, use_errno=True)
-came = {}
+came: dict[str, list[str]] = {}
 
 
 def attempt(name, action):

@@ -277,7 +277,7 @@ TEST = "import math\nassert f(1) == 71593 and math.isclose(f(1), 71593) and abs(
 
 @pytest.mark.parametrize("cheat", CHEATS)
 def test_a_cheat_does_not_pass(cheat: str) -> None:
-    verdict: Verdict = check_asserts(CHEATS[cheat], TEST, Limits(wall_seconds=3))
+    verdict: Verdict = check_asserts(CHEATS[cheat], TEST, Limits(wall_seconds=2))
     assert verdict.passed is False, verdict
     assert verdict.reason
 

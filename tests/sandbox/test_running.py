@@ -17,6 +17,7 @@ from posttrain.config.errors import UserError
 from posttrain.sandbox import running
 from posttrain.sandbox.running import available, run
 from posttrain.sandbox.types import INTERPRETER, Limits, Outcome, Program, Status
+from posttrain.sandbox.visible import visible
 
 SMALL = Limits(
     wall_seconds=2, cpu_seconds=30, memory_bytes=128 << 20, processes=12, output_bytes=10_000, disk_bytes=4 << 20, open_files=32
@@ -66,7 +67,7 @@ def test_files_arguments_folder_and_environment(mechanism: str) -> None:
     source = (
         "import os, sys, helper\nprint(sys.argv[1:], helper.x, open('data/a.bin', 'rb').read(), os.getcwd(), sorted(os.environ))"
     )
-    files = {"main.py": source, "helper.py": "x = 'é'", "data/a.bin": b"\x00\xff"}
+    files: dict[str, str | bytes] = {"main.py": source, "helper.py": "x = 'é'", "data/a.bin": b"\x00\xff"}
     outcome = run(Program((INTERPRETER, "-B", "main.py", "one two"), files), SMALL, mechanism)
     names = ["HOME", "LANG", "PATH", "PYTHONHASHSEED"]
     assert outcome.stdout.decode() == f"['one two'] é b'\\x00\\xff' /tmp {names}\n", outcome.reason
@@ -126,9 +127,9 @@ def test_what_is_said_of_a_program(mechanism: str, source: str, status: Status, 
 
 
 def test_processor_time_is_limited(mechanism: str) -> None:
-    for ignore in ("", "import signal; signal.signal(signal.SIGXCPU, signal.SIG_IGN)\n"):
-        outcome = python(ignore + "while True: pass", mechanism, Limits(cpu_seconds=1, wall_seconds=60))
-        assert outcome.status is Status.TIMEOUT and outcome.reason == "used more than 1 s of processor time"
+    source = "import signal; signal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass"
+    outcome = python(source, mechanism, Limits(cpu_seconds=1, wall_seconds=60))
+    assert outcome.status is Status.TIMEOUT and outcome.reason == "used more than 1 s of processor time"
 
 
 def test_processes_at_once_are_counted_for_each_sandbox_alone(mechanism: str) -> None:
@@ -199,6 +200,14 @@ def test_where_there_is_no_sandbox_nothing_is_run(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UserError, match="cannot be run contained.*no bubblewrap here; namespaces: no namespaces here"):
         run(Program.python("print(1)"))
     assert available() == "bubblewrap: no bubblewrap here; namespaces: no namespaces here"
+
+
+@pytest.mark.parametrize("folder", ["/", "home", "."])
+def test_a_python_around_the_home_folder_is_not_shown(folder: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(sys, "base_prefix", str(tmp_path / folder))
+    with pytest.raises(UserError, match="holds the home folder"):
+        visible()
 
 
 def test_a_missing_bubblewrap_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

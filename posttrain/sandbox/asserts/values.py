@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # slow to import
 
 sys.set_int_max_str_digits(0)  # large integers are right answers too; time is bounded elsewhere
 
-_SEQUENCES: dict[str, type] = {"tuple": tuple, "set": set, "frozenset": frozenset}
+_SEQUENCES: dict[str, type[tuple] | type[set] | type[frozenset]] = {"tuple": tuple, "set": set, "frozenset": frozenset}
 
 
 def encode(value: Any, handle: Callable[[Any], Any]) -> Any:
