@@ -18,6 +18,7 @@ from packaging.version import Version
 
 import posttrain
 from posttrain.config.machine_checks import cores
+from posttrain.sandbox.running import available
 
 _CONSTRAINTS = Path(posttrain.__file__).resolve().parent.parent / "constraints"
 _GIB = 2**30
@@ -48,7 +49,7 @@ def examine() -> list[Finding]:
     device = _device()
     constraints = read_constraints("cuda" if device.what == "GPU" and device.state == "ok" else "cpu")
     libraries = [_library(requirement, constraints) for requirement in _requirements()]
-    return [*_system(), *_memory_and_disk(), _compiler(), device, *libraries, _engine(constraints)]
+    return [*_system(), *_memory_and_disk(), _compiler(), _sandbox(), device, *libraries, _engine(constraints)]
 
 
 def _system() -> list[Finding]:
@@ -98,6 +99,12 @@ def _compiler() -> Finding:
         return Finding("g++", "missing", "not found", "DeepSpeed builds its CPU code with it; install your system's g++")
     told = subprocess.run([path, "-dumpfullversion"], capture_output=True, text=True, check=False, timeout=30).stdout.strip()
     return Finding("g++", "ok", told or path)
+
+
+def _sandbox() -> Finding:
+    """Whether programs that a model wrote can be run contained; the verifier "code" never runs them bare."""
+    reason = available()
+    return Finding("sandbox", "ok", "works") if reason is None else Finding("sandbox", "note", "none", reason)
 
 
 def _device() -> Finding:
