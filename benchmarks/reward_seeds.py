@@ -35,26 +35,31 @@ def recipe_with_controls(seed: int, folder: Path) -> Path:
     fields = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
     fields |= {"seed": seed, "output_dir": str(folder)}
     config = load_config(RECIPE, [f"seed={seed}"])
-    splits = fields["sources"]["pairs"]["splits"]
-    kept = ("prompt", "chosen", "rejected", "verifier", "answer")
     folder.mkdir(parents=True, exist_ok=True)
-    plain = folder / "plain.jsonl"
-    with plain.open("w", encoding="utf-8") as file:
-        for split in splits:
-            for record in load_split(config, f"pairs/{split}"):
-                file.write(json.dumps({name: record[name] for name in kept}) + "\n")
-    fields["sources"]["plain"] = {"kind": "jsonl", "path": str(plain), "splits": splits}
+    for split in fields["sources"]["pairs"]["splits"]:
+        # A source each: a file's records are shuffled before splits are cut.
+        path = folder / f"plain_{split}.jsonl"
+        kept = ("prompt", "chosen", "rejected", "verifier", "answer")
+        records = [{name: record[name] for name in kept} for record in load_split(config, f"pairs/{split}")]
+        path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+        fields["sources"][f"plain_{split}"] = {"kind": "jsonl", "path": str(path)}
     reward = fields["stages"]["reward"]
     shuffled = {**reward, "curriculum": {**(reward.get("curriculum") or {}), "shuffled": True}}
     scalar = {
         **{name: value for name, value in reward.items() if name not in ("dimensions", "ensemble", "curriculum")},
-        "data": {"plain/train": 1.0},
-        "heldout": {"plain/heldout": 1.0},
+        "data": {plain_name(ref): weight for ref, weight in reward["data"].items() if not ref.startswith("grades/")},
+        "heldout": {plain_name(ref): weight for ref, weight in reward["heldout"].items()},
     }
     fields["stages"] |= {"reward_shuffled": shuffled, "reward_scalar": scalar}
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")
     return path
+
+
+def plain_name(ref: str) -> str:
+    """The source of the same pairs without labels; other sources are what they were."""
+    source, _, split = ref.partition("/")
+    return f"plain_{split}/train" if source == "pairs" else ref
 
 
 def choices(run: Path, prompts: int, samples: int, seed: int) -> dict[str, Any]:
@@ -114,8 +119,11 @@ def measure(seed: int, work: Path, prompts: int, samples: int) -> dict[str, Any]
 
     folder = work / f"seed-{seed}"
     figures = folder / "figures.json"
+    of = {"seed": seed, "prompts": prompts, "samples": samples, "recipe": RECIPE.read_text(encoding="utf-8")}
     if figures.is_file():
         found: dict[str, Any] = json.loads(figures.read_text(encoding="utf-8"))
+        if found["of"] != of:
+            raise SystemExit(f"{figures} was measured with other options or another recipe; remove it or take another folder")
         return found
     run_pipeline(load_config(recipe_with_controls(seed, folder)))
     run = folder / "tiny-reward"
@@ -125,7 +133,7 @@ def measure(seed: int, work: Path, prompts: int, samples: int) -> dict[str, Any]
     }
     curves = choices(run, prompts, samples, seed)
     found = {
-        "seed": seed,
+        "of": of,
         "sft_accuracy": evaluations["sft"]["heldout_accuracy"],
         **{stage: evaluations[stage]["reward"] for stage in ("reward", "reward_shuffled")},
         "scalar_pair_accuracy": evaluations["reward_scalar"]["pair_accuracy"],
@@ -145,35 +153,65 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 def tables(found: Sequence[Mapping[str, Any]]) -> str:
     """The figures of all seeds, in Markdown."""
+    head = f"{len(found)} seeds; percentages, ± is half of a 95 % interval over seeds."
+    return "\n\n".join(
+        [head, _curriculum_table(found), _leakage_table(found), _choice_table(found), _lead_of_the_hierarchy(found)]
+    )
 
-    def shown(values: Sequence[float]) -> str:
-        mean, half = interval(values)
-        return f"{100 * mean:.1f} ± {100 * half:.1f}"
 
-    lines = [f"{len(found)} seeds; percentages, ± is half of a 95 % interval over seeds.", ""]
-    lines += ["| held-out pairs | curriculum | shuffled | difference |", "|---|---|---|---|"]
+def _shown(values: Sequence[float]) -> str:
+    mean, half = interval(values)
+    return f"{100 * mean:.1f} ± {100 * half:.1f}"
+
+
+def _curriculum_table(found: Sequence[Mapping[str, Any]]) -> str:
+    """Accuracy on held-out pairs by bucket and by dimension, with the curriculum and without."""
+    lines = ["| held-out pairs | curriculum | shuffled | difference |", "|---|---|---|---|"]
     rows = {name: ("by_bucket", name) for name in BUCKETS}
     rows |= {f"all that differ in {t}": ("by_target", t) for t in found[0]["reward"]["targets"]}
-
-    def accuracy(one: Mapping[str, Any], stage: str, kind: str, name: str) -> float:
-        return float(one[stage]["pair_accuracy"][kind][name]["accuracy"])
-
     for label, (kind, name) in rows.items():
-        with_it, without = ([accuracy(one, stage, kind, name) for one in found] for stage in ("reward", "reward_shuffled"))
+        with_it, without = (
+            [float(one[stage]["pair_accuracy"][kind][name]["accuracy"]) for one in found]
+            for stage in ("reward", "reward_shuffled")
+        )
         differences = [a - b for a, b in zip(with_it, without, strict=True)]
-        lines.append(f"| {label} | {shown(with_it)} | {shown(without)} | {shown(differences)} |")
+        lines.append(f"| {label} | {_shown(with_it)} | {_shown(without)} | {_shown(differences)} |")
+    return "\n".join(lines)
+
+
+def _leakage_table(found: Sequence[Mapping[str, Any]]) -> str:
+    """Pairs that differ in one dimension alone: share whose better answer each head prefers; its accuracy on the diagonal."""
+    targets = found[0]["reward"]["targets"]
+    lines = [f"| differ in | {' | '.join(targets)} |", "|---" * (len(targets) + 1) + "|"]
+    for differing in targets:
+        rows = [one["reward"]["leakage"].get(differing, {}) for one in found]
+        cells = []
+        for head in targets:
+            shares = [row[head]["share"] for row in rows if row.get(head, {}).get("share") is not None]
+            text = f"{100 * statistics.mean(shares):.0f}" if shares else "-"
+            cells.append(f"**{text}**" if head == differing else text)
+        lines.append(f"| {differing} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _choice_table(found: Sequence[Mapping[str, Any]]) -> str:
+    """Share of right answers among those chosen from n."""
     ns = found[0]["best_of_n"]["hierarchy"]["ns"]
-    lines += ["", "| right among the best of n | " + " | ".join(str(n) for n in ns) + " | onset by seed |"]
-    lines.append("|---" * (len(ns) + 2) + "|")
+    lines = [f"| right among the best of n | {' | '.join(str(n) for n in ns)} | onset by seed |", "|---" * (len(ns) + 2) + "|"]
     for name in ("hierarchy", "correctness", "scalar"):
         curves = [one["best_of_n"][name] for one in found]
-        cells = [shown([curve["gold"][place] for curve in curves]) for place in range(len(ns))]
+        cells = [_shown([curve["gold"][place] for curve in curves]) for place in range(len(ns))]
         onsets = ", ".join("-" if curve["onset"] is None else str(curve["onset"]) for curve in curves)
         lines.append(f"| {name} | {' | '.join(cells)} | {onsets} |")
-    place = ns.index(16)
-    leads = [one["best_of_n"]["hierarchy"]["gold"][place] - one["best_of_n"]["scalar"]["gold"][place] for one in found]
-    lines += ["", f"Hierarchy less scalar at n = 16: {shown(leads)} points."]
     return "\n".join(lines)
+
+
+def _lead_of_the_hierarchy(found: Sequence[Mapping[str, Any]]) -> str:
+    leads = []
+    for one in found:
+        place = one["best_of_n"]["hierarchy"]["ns"].index(16)
+        leads.append(one["best_of_n"]["hierarchy"]["gold"][place] - one["best_of_n"]["scalar"]["gold"][place])
+    return f"Hierarchy less scalar at n = 16: {_shown(leads)} points."
 
 
 def _for_report(curves: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -194,9 +232,11 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--samples", type=int, default=64)
     options = parser.parse_args()
+    if options.samples < 16 or len(options.seeds) > max(STUDENT):
+        parser.error(f"at least 16 samples, and at most {max(STUDENT)} seeds")
     found = [measure(seed, options.work.resolve(), options.prompts, options.samples) for seed in options.seeds]
     print(tables(found))
-    write_record("reward_seeds", {"recipe": RECIPE.name, "prompts": options.prompts, "seeds": found})
+    write_record("reward_seeds", {"seeds": found})
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import ray
@@ -19,6 +21,19 @@ from posttrain.reward.types import RewardBreakdown, RewardModel, Sample
 
 RewardFactory = Callable[[], RewardModel]
 """Makes the reward inside the actor; importable or picklable by value, since it crosses processes."""
+
+STATE_SECONDS = 5.0
+"""How long a call that got no answer in time waits to hear what the actor is doing."""
+
+WAITS = {
+    "silent": (
+        "its process has not started, or does not respond",
+        "free the share of a GPU that it asks for (reward.actor_gpus), or look at the log of the actor",
+    ),
+    "loading": ("its process is still loading models and judges", "see whether the disk of the reward model is slow"),
+    "scoring": ("its process is scoring", "score fewer answers at a time, or look for a judge or verifier that is slow"),
+}
+"""What a call without an answer waits for, and what to do about it, by the state of the actor."""
 
 
 @dataclass(frozen=True)
@@ -62,19 +77,24 @@ class ServiceResources:
 
 
 class RewardHost:
-    """What runs in the actor: calls wait in a queue, and one batch at a time is scored in a thread."""
+    """What runs in the actor: calls wait in a queue, and one batch at a time is scored in a thread, which first loads the reward.
+
+    What loading raises, every call raises.
+    """
 
     def __init__(self, factory: RewardFactory, limits: ServiceLimits) -> None:
-        self._reward, self._limits = factory(), limits
+        self._limits = limits
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._reward = self._thread.submit(factory)
         self._waiting: asyncio.Queue[_Request] = asyncio.Queue()
         self._serving: asyncio.Task[None] | None = None
         self._batches = 0
 
     async def score(self, samples: Sequence[Sample]) -> list[RewardBreakdown]:
         """`RewardModel.score`, as part of a batch."""
-        if self._serving is None:  # the event loop runs only now
+        request = _Request(samples, _characters(samples), asyncio.get_running_loop().create_future())
+        if self._serving is None or self._serving.done():  # the event loop runs only now
             self._serving = asyncio.create_task(self._serve())
-        request = _Request(samples, asyncio.get_running_loop().create_future())
         self._waiting.put_nowait(request)
         return await request.result
 
@@ -82,39 +102,65 @@ class RewardHost:
         """Batches scored so far by this process."""
         return self._batches
 
+    async def state(self) -> str:
+        """A key of `WAITS`: "loading" until the reward is there, then "scoring"."""
+        return "scoring" if self._reward.done() else "loading"
+
     async def _serve(self) -> None:
         while True:
             batch = [await self._waiting.get()]
-            await asyncio.sleep(self._limits.wait_seconds)
-            while not self._waiting.empty() and sum(r.characters for r in batch) < self._limits.batch_characters:
-                batch.append(self._waiting.get_nowait())
-            for request, result in zip(batch, await asyncio.to_thread(self._score, batch), strict=True):
-                if request.result.cancelled():
-                    continue
-                if isinstance(result, Exception):
-                    request.result.set_exception(result)
-                else:
-                    request.result.set_result(result)
+            try:
+                await asyncio.sleep(self._limits.wait_seconds)
+                while not self._waiting.empty() and sum(r.characters for r in batch) < self._limits.batch_characters:
+                    batch.append(self._waiting.get_nowait())
+                _answer(batch, await asyncio.get_running_loop().run_in_executor(self._thread, self._score, batch))
+            except BaseException as error:  # whatever it is, nobody may wait for ever
+                _answer(batch, [_as_exception(error)] * len(batch))
+                if not isinstance(error, Exception):
+                    raise
 
     def _score(self, batch: Sequence[_Request]) -> list[list[RewardBreakdown] | Exception]:
         """The breakdowns of each request, or what scoring it alone raised."""
         self._batches += 1
         try:
-            scored = iter(self._reward.score([sample for request in batch for sample in request.samples]))
-            return [[next(scored) for _ in request.samples] for request in batch]
-        except Exception as error:
+            samples = [sample for request in batch for sample in request.samples]
+            scored = list(self._reward.result().score(samples))
+            if len(scored) != len(samples):
+                raise RuntimeError(f"the reward gave {len(scored)} breakdowns of {len(samples)} samples")
+            rest = iter(scored)
+            return [list(islice(rest, len(request.samples))) for request in batch]
+        except BaseException as error:  # SystemExit too: it would end the event loop
             # A request must not fail for a neighbour's sample.
-            return [error] if len(batch) == 1 else [self._score([request])[0] for request in batch]
+            return [_as_exception(error)] if len(batch) == 1 else [self._score([request])[0] for request in batch]
 
 
 @dataclass(frozen=True)
 class _Request:
     samples: Sequence[Sample]
+    characters: int
     result: asyncio.Future[list[RewardBreakdown]]
 
-    @property
-    def characters(self) -> int:
-        return sum(len(s.answer) + sum(len(message["content"]) for message in s.prompt) for s in self.samples)
+
+def _characters(samples: Sequence[Sample]) -> int:
+    return sum(len(s.answer) + sum(len(message["content"]) for message in s.prompt) for s in samples)
+
+
+def _answer(batch: Sequence[_Request], results: Sequence[list[RewardBreakdown] | Exception]) -> None:
+    """Hand each request its result; one that is answered or cancelled is left alone."""
+    for request, result in zip(batch, results, strict=True):
+        if request.result.done():
+            continue
+        if isinstance(result, Exception):
+            request.result.set_exception(result)
+        else:
+            request.result.set_result(result)
+
+
+def _as_exception(error: BaseException) -> Exception:
+    """The error, or one that says it where a future could not carry it."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    return RuntimeError(f"scoring ended with {error!r}")
 
 
 class RewardClient:
@@ -134,11 +180,11 @@ class RewardClient:
         try:
             return [breakdown for answer in ray.get(requests, timeout=self.limits.deadline_seconds) for breakdown in answer]
         except GetTimeoutError:
+            waits, change = WAITS[self._state()]
             for request in requests:
                 ray.cancel(request)
             raise UserError(
-                f"the served reward gave no answer within {self.limits.deadline_seconds:g} seconds",
-                instead="score fewer answers at a time, raise the deadline, or look at the log of the actor",
+                f"the served reward gave no answer within {self.limits.deadline_seconds:g} seconds: {waits}", instead=change
             ) from None
         except RayTaskError as error:
             raise error.cause if isinstance(error.cause, Exception) else error from None
@@ -147,6 +193,13 @@ class RewardClient:
                 f"the process of the served reward died more than {self.limits.restarts} times, or could not start: {error}",
                 instead="look at its log; too little memory is the usual reason",
             ) from None
+
+    def _state(self) -> str:
+        try:
+            found: str = ray.get(self._actor.state.remote(), timeout=STATE_SECONDS)
+        except (GetTimeoutError, RayActorError):
+            return "silent"
+        return found
 
     def batches(self) -> int:
         """Batches that the present process of the actor has scored."""

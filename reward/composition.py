@@ -11,7 +11,7 @@ this one is ours.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from posttrain.config.dimensions import ATTRIBUTES, DIMENSIONS
@@ -79,14 +79,15 @@ def _gates(evidence: Evidence, qualities: Mapping[str, _Quality], section: Rewar
     """A part for each gate; the score is 1 when all are open. None without gates."""
     if not section.gates:
         return None
-    parts, closed = [], []
+    parts: list[LevelScore] = []
+    closed: list[str] = []
     for name, least in section.gates.items():
         if name == "harmlessness":
             if name not in qualities:
                 raise UserError(
                     "the harmlessness gate has nothing to go by",
                     where="reward.gates",
-                    instead="add a judge of harmlessness, a reward model with a head for it, or take the gate out",
+                    instead="add a constitution judge of harmlessness, a reward model with a head for it, or take the gate out",
                 )
             found: float | None = qualities[name].value
             by = [node.name for _, node, _ in qualities[name].nodes]
@@ -96,8 +97,11 @@ def _gates(evidence: Evidence, qualities: Mapping[str, _Quality], section: Rewar
         if found is not None and found < least:
             closed.append(name)
         parts.append(LevelScore(f"gate:{name}", found, 0.0, 0.0, {"least": least, "open": name not in closed, "by": by}))
-    contribution = section.gate_value if closed else 0.0
-    return LevelScore("gates", 0.0 if closed else 1.0, 0.0, contribution, {"closed": closed}, tuple(parts))
+    if not closed:
+        return LevelScore("gates", 1.0, 0.0, 0.0, {"closed": closed}, tuple(parts))
+    each = section.gate_value / len(closed)
+    shared = tuple(part if part.evidence["open"] else replace(part, contribution=each) for part in parts)
+    return LevelScore("gates", 0.0, 0.0, section.gate_value, {"closed": closed}, shared)
 
 
 def _correctness(evidence: Evidence, section: RewardSection) -> LevelScore | None:
@@ -136,9 +140,24 @@ def _rest(qualities: Mapping[str, _Quality], domain: str | None, section: Reward
 
 def _dimension(name: str, quality: _Quality, weight: float) -> LevelScore:
     parts = tuple(
-        replace(node, weight=weight * share, contribution=weight * share * value) for share, node, value in quality.nodes
+        replace(node, weight=weight * share, contribution=weight * share * value, parts=_scaled(node.parts, weight * share))
+        for share, node, value in quality.nodes
     )
     return LevelScore(name, quality.value, weight, weight * quality.value, {}, parts)
+
+
+def _shares(parts: tuple[LevelScore, ...], values: Sequence[float]) -> tuple[LevelScore, ...]:
+    """The parts of a node that is the plain mean of their values, each with its share of the node's own value."""
+    share = 1 / len(parts) if parts else 0.0
+    return tuple(replace(part, weight=share, contribution=share * value) for part, value in zip(parts, values, strict=True))
+
+
+def _scaled(parts: tuple[LevelScore, ...], factor: float) -> tuple[LevelScore, ...]:
+    """Parts with shares of a node's value, as shares of what the node added."""
+    return tuple(
+        replace(part, weight=part.weight * factor, contribution=part.contribution * factor, parts=_scaled(part.parts, factor))
+        for part in parts
+    )
 
 
 def _quality(dimension: str, evidence: Evidence, section: RewardSection) -> _Quality | None:
@@ -150,8 +169,10 @@ def _quality(dimension: str, evidence: Evidence, section: RewardSection) -> _Qua
             counted = [replace(level, evidence={}, parts=()) for level in counted]
         return _Quality(score, tuple((1 / len(counted), level, level.score or 0.0) for level in counted))
     found = []
-    if dimension == "helpfulness" and evidence.rules is not None and evidence.rules.score is not None:
-        found.append((evidence.rules, evidence.rules.score))
+    rules = evidence.rules
+    if dimension == "helpfulness" and rules is not None and rules.score is not None:
+        shares = _shares(rules.parts, [part.score or 0.0 for part in rules.parts])
+        found.append((replace(rules, parts=shares), rules.score))
     if (learned := _learned(dimension, evidence.learned, section.pessimism)) is not None:
         found.append((learned, float(learned.evidence["squashed"])))
     if found:
@@ -178,8 +199,9 @@ def _learned(dimension: str, heads: Mapping[str, HeadScore], pessimism: float) -
         return replace(_head("learned", heads[dimension], pessimism), parts=tuple(attributes))
     if not attributes:
         return None
-    mean = sum(float(node.evidence["squashed"]) for node in attributes) / len(attributes)
-    return LevelScore("learned", mean, 0.0, 0.0, {"squashed": mean}, tuple(attributes))
+    squashed = [float(node.evidence["squashed"]) for node in attributes]
+    mean = sum(squashed) / len(squashed)
+    return LevelScore("learned", mean, 0.0, 0.0, {"squashed": mean}, _shares(tuple(attributes), squashed))
 
 
 def _head(name: str, head: HeadScore, pessimism: float) -> LevelScore:

@@ -249,8 +249,13 @@ def _best_and_worst(work: Preparation, prompts: Sequence[Record], stage: DPOStag
     pairs = []
     for record, candidates in competing:
         found = [(next(breakdowns), text, finished) for text, finished in candidates]
-        scored = [(breakdown.total, text, finished) for breakdown, text, finished in found if not breakdown.dropped]
-        # Only an answer that the model ended itself may be preferred: training on it teaches where to stop.
+        scored = [
+            (breakdown.total, text, finished and passed_gates(breakdown))
+            for breakdown, text, finished in found
+            if not breakdown.dropped
+        ]
+        # Only an answer that the model ended itself may be preferred: training on it teaches where to stop. Nor one that a
+        # gate stopped: at min_margin 0 it could win by a tie, since a wrong answer may score as little as a closed gate gives.
         best = max((one for one in scored if one[2]), key=lambda one: one[0], default=None)
         worst = min(scored, key=lambda one: one[0], default=None)
         if best is None or worst is None or best[0] - worst[0] < stage.min_margin or best[1] == worst[1]:
@@ -263,7 +268,8 @@ def _best_and_worst(work: Preparation, prompts: Sequence[Record], stage: DPOStag
 
 def _scored(work: Preparation, section: RewardSection, samples: Sequence[Sample]) -> list[RewardBreakdown]:
     """Breakdowns of all samples; those without a verdict, and those that a gate stopped, are counted."""
-    breakdowns = build_reward(work.job, section).score(samples)
+    with build_reward(work.job, section) as reward:
+        breakdowns = reward.score(samples)
     for name, number in (
         ("no_verdict", sum(breakdown.dropped for breakdown in breakdowns)),
         ("stopped_by_gate", sum(not passed_gates(breakdown) for breakdown in breakdowns)),

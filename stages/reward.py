@@ -32,9 +32,6 @@ from posttrain.stages.reward_dataset import differing, is_graded, pair_margins, 
 from posttrain.stages.reward_trainer import HeadsTrainer, HeldoutAccuracy, RewardStageTrainer
 from posttrain.stages.sampling import as_sample
 
-WATCHED_PAIRS = 200
-"""Most held-out pairs that are scored while a stage trains."""
-
 
 def prepare_reward(job: StageJob, folder: Path) -> dict[str, Any]:
     """Training pairs and graded answers in records.jsonl, held-out ones in heldout.jsonl and heldout_grades.jsonl.
@@ -53,7 +50,7 @@ def prepare_reward(job: StageJob, folder: Path) -> dict[str, Any]:
     length = _item_length(work, stage)
     items = _items(work, work.load(stage.data), stage.sampling, every=True)
     if stage.curriculum is not None and stage.curriculum.adversarial:
-        given = [item for item in items if not is_graded(item)]
+        given = [item for item in items if not is_graded(item) and stage.data[item["source"]] > 0]
         items += adversarial_pairs(given, stage.curriculum.adversarial, job.config.seed)
     heldout = Preparation(job, work.tokenizer)
     everything = stage.sampling.model_copy(update={"num_prompts": None})
@@ -85,20 +82,20 @@ def train_reward(job: StageJob, folder: Path) -> None:
     kind = HeadsTrainer if "differs" in items.column_names else RewardStageTrainer
     trainer = kind(job, model, tokenizer, items, per_step)
     if stage.curriculum is not None or len(stage.dimensions) > 1:
-        pairs = [pair for pair in read_records(job.inputs["data"] / "heldout.jsonl") if differing(pair, stage.dimensions)]
-        trainer.add_callback(HeldoutAccuracy(trainer, pairs[:WATCHED_PAIRS]))
+        trainer.add_callback(HeldoutAccuracy(trainer, read_records(job.inputs["data"] / "heldout.jsonl")))
     trainer.run()
     trainer.save_final(folder)
 
 
 def spread_members(model: MiniMaxText01ForSequenceClassification, heads: Heads, seed: int) -> None:
-    """Draw the heads of an ensemble, so that its members agree only where the data make them.
+    """Give every member of an ensemble heads of its own to start from; a single member's stay zero.
 
-    The trunk's last norm gives hidden states of about unit size a channel, so noise of 1/sqrt(hidden) spreads scores by about
-    one. The members' mean is taken off: the ensemble as a whole starts from no opinion, as a single head does.
+    Members that started alike would agree about answers unlike any that they were trained on. The trunk's last norm gives
+    hidden states of about unit size a channel, so noise of 1/sqrt(hidden) spreads scores by about one. The members' mean is
+    taken off, so that at first the ensemble scores every answer 0, as a single head does.
 
     Args:
-        model: its `score` is filled in place; one member a target stays zero.
+        model: its `score` is filled in place.
         heads: of the model.
         seed: equal seeds give equal heads.
     """
@@ -164,6 +161,13 @@ def _items(work: Preparation, records: Sequence[Record], sampling: SamplingSecti
 
 
 def _sampled_pairs(work: Preparation, prompts: Sequence[Record], sampling: SamplingSection, every: bool) -> list[Record]:
+    if _is_reward_model(work.job):
+        raise UserError(
+            f"prompts of {prompts[0]['source']} have no pairs, and '{work.job.stage.init}' makes a reward model, which cannot"
+            " write answers",
+            where=f"stages.{work.job.name}.init",
+            instead="name sources of pairs or graded answers, or start from a language model",
+        )
     sampled = work.sample(prompts, sampling, work.job.stage.max_length)
     labels = _labels_of_sampled(work.job)
     drawn = random.Random(work.job.config.seed)

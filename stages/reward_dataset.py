@@ -23,12 +23,17 @@ from posttrain.reward.curriculum import disagreement_of, pair_difficulty, plan_o
 from posttrain.reward.learned import LearnedLevel
 from posttrain.reward.types import Sample
 from posttrain.stages import group
-from posttrain.stages.files import read_records
+from posttrain.stages.checkpoints import MANIFEST, PREFIX
+from posttrain.stages.files import read_json, read_records, write_text
+from posttrain.stages.first_rank import from_first_rank
 from posttrain.stages.job import StageJob
 from posttrain.stages.sampling import as_sample
 
 Record = Mapping[str, Any]
 Row = dict[str, Any]
+
+CURRICULUM = "curriculum.json"
+"""File in the stage's folder with the order that its curriculum was planned in."""
 
 
 def reward_dataset(
@@ -46,6 +51,7 @@ def reward_dataset(
 
     Raises:
         UserError: the items of a step do not divide over the workers, or a source with weight has no items.
+        OSError: the curriculum's order cannot be read or written.
     """
     stage = job.stage
     assert isinstance(stage, RewardStage)
@@ -62,8 +68,7 @@ def reward_dataset(
     drawn = sample_mixture(counts, stage.data, stage.steps * per_step, job.config.seed)
     order = [by_source[ref][index] for ref, index in drawn]
     if stage.curriculum is not None:
-        # The first rank's for all: scores of an ensemble may differ in their last bits between devices.
-        order, buckets = group.broadcast(_by_curriculum(order, records, job, ensemble) if group.rank() == 0 else None)
+        order, buckets = from_first_rank(lambda: _planned(order, records, job, ensemble))
         for row, bucket in zip(rows, buckets, strict=True):
             row["bucket"] = bucket
     return Dataset.from_list([rows[number] for number in order]), per_step
@@ -151,16 +156,37 @@ def _items_per_step(job: StageJob, items: int, tokens: int) -> int:
     return per_step
 
 
+def _planned(
+    order: Sequence[int], records: Sequence[Record], job: StageJob, ensemble: LearnedLevel | None
+) -> tuple[list[int], list[str | None]]:
+    """What `_by_curriculum` gives; a stage that goes on from a checkpoint keeps the order that it began with.
+
+    Scores of an ensemble may differ in their last bits between devices and versions, and an order hangs on the last bit.
+    """
+    path = job.folder / CURRICULUM
+    if path.exists() and any(job.checkpoints.glob(f"{PREFIX}*/{MANIFEST}")):
+        stored = read_json(path)
+        if len(stored["order"]) == len(order) and len(stored["buckets"]) == len(records):
+            return stored["order"], stored["buckets"]
+        raise UserError(
+            "the stage began with other data or steps", where=str(path), instead="remove the stage's checkpoints to begin anew"
+        )
+    planned, buckets = _by_curriculum(order, records, job, ensemble)
+    write_text(path, json.dumps({"order": planned, "buckets": buckets}) + "\n")
+    return planned, buckets
+
+
 def _by_curriculum(
     order: Sequence[int], records: Sequence[Record], job: StageJob, ensemble: LearnedLevel | None
 ) -> tuple[list[int], list[str | None]]:
     """The order with the curriculum's pairs in the places of pairs, and each record's bucket.
 
-    Graded answers keep their places, and so their source's share; sources of pairs have what the curriculum gives them.
+    Graded answers keep their places, and so their source's share; sources of pairs have what the curriculum gives them, but
+    for those of weight 0, whose pairs have no bucket either.
     """
     stage = job.stage
     assert isinstance(stage, RewardStage) and stage.curriculum is not None
-    numbers = [number for number, record in enumerate(records) if not is_graded(record)]
+    numbers = [n for n, record in enumerate(records) if not is_graded(record) and stage.data[record["source"]] > 0]
     places = [place for place, number in enumerate(order) if not is_graded(records[number])]
     if not places:
         raise UserError(

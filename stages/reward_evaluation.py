@@ -20,10 +20,12 @@ from posttrain.data.tokenizer import load_tokenizer
 from posttrain.model.loading import load_reward_model
 from posttrain.reward.curriculum import buckets as buckets_of
 from posttrain.reward.curriculum import pair_difficulty
+from posttrain.reward.guards.agreement import agreement
 from posttrain.reward.guards.calibration import calibrate
 from posttrain.reward.guards.length_bias import length_bias
 from posttrain.reward.heads import HeadScore
 from posttrain.reward.learned import LearnedLevel
+from posttrain.reward.verifiers import is_right, verify
 from posttrain.stages.devices import placed
 from posttrain.stages.files import read_records, write_records
 from posttrain.stages.reward_dataset import answer_sample, differing, pair_margins
@@ -110,20 +112,26 @@ def evaluate_reward(stage: RewardStage, model_folder: Path, data: Path, folder: 
         the report of `summary`.
     """
     learned = LearnedLevel(placed(load_reward_model(model_folder)), load_tokenizer(model_folder))
-    rows = score_pairs(learned, read_records(data / "heldout.jsonl"), difficulty_section(stage))
+    records = read_records(data / "heldout.jsonl")
+    rows = score_pairs(learned, records, rank_pairs(records, difficulty_section(stage)))
     write_records(folder / "pairs.jsonl", [row.to_json() for row in rows])
     return summary(rows, score_grades(learned, read_records(data / "heldout_grades.jsonl")))
 
 
-def score_pairs(learned: LearnedLevel, records: Sequence[Record], difficulty: DifficultySection) -> list[PairRow]:
-    """A row for each pair, in order."""
-    difficulties = pair_difficulty(records, difficulty)
+def rank_pairs(records: Sequence[Record], section: DifficultySection) -> list[tuple[float, str]]:
+    """Difficulty and bucket of each pair among `records`, in order."""
+    difficulties = pair_difficulty(records, section)
+    return list(zip(difficulties, buckets_of(records, difficulties), strict=True))
+
+
+def score_pairs(learned: LearnedLevel, records: Sequence[Record], ranks: Sequence[tuple[float, str]]) -> list[PairRow]:
+    """A row for each pair, in order; `ranks` are those of `rank_pairs`."""
     chosen = [answer_sample(record, "chosen") for record in records]
     rejected = [answer_sample(record, "rejected") for record in records]
     parts = [
         records,
-        difficulties,
-        buckets_of(records, difficulties),
+        [difficulty for difficulty, _ in ranks],
+        [bucket for _, bucket in ranks],
         learned.dimension_scores(chosen),
         learned.dimension_scores(rejected),
         [
@@ -145,9 +153,9 @@ def difficulty_section(stage: RewardStage) -> DifficultySection:
     return stage.curriculum.difficulty if stage.curriculum is not None else DifficultySection()
 
 
-def accuracy_by_bucket(learned: LearnedLevel, records: Sequence[Record], stage: RewardStage) -> dict[str, float]:
+def accuracy_by_bucket(learned: LearnedLevel, records: Sequence[Record], ranks: Sequence[tuple[float, str]]) -> dict[str, float]:
     """Share of the pairs of each bucket whose better answer is preferred; ties in all targets are left out."""
-    rows = [row for row in score_pairs(learned, records, difficulty_section(stage)) if row.differing()]
+    rows = [row for row in score_pairs(learned, records, ranks) if row.differing()]
     return {bucket: part["accuracy"] for bucket, part in _by_bucket(rows).items()}
 
 
@@ -155,8 +163,8 @@ def summary(pairs: Sequence[PairRow], grades: Sequence[GradeRow]) -> dict[str, A
     """The section "reward" of eval.json; what no held-out data speak about is None or left out.
 
     Fields: `targets`; `pair_accuracy` ("all", "by_bucket", "by_target"); `ties` (mean absolute lead by target where answers are
-    equal); `leakage`, see `leakage`; `calibration` by target, of leads where pairs differ; `length_bias`; `grades`, Pearson's
-    correlation of sigmoid(score) with the grade by target.
+    equal); `leakage`, see `leakage`; `agreement`, see `level_agreement`; `calibration` by target, of leads where pairs differ;
+    `length_bias`; `grades`, Pearson's correlation of sigmoid(score) with the grade by target.
     """
     unequal = [row for row in pairs if row.differing()]
     targets = list(pairs[0].chosen)
@@ -176,30 +184,32 @@ def summary(pairs: Sequence[PairRow], grades: Sequence[GradeRow]) -> dict[str, A
             if values
         },
         "leakage": leakage(pairs),
+        "agreement": level_agreement(pairs),
         "calibration": {target: calibrate(values).to_json() for target, values in leads.items() if len(values) > 1},
         "length_bias": biased.to_json(),
-        "grades": {target: _agreement(grades, target) for target in targets if any(target in row.grades for row in grades)},
+        "grades": {target: _correlation(grades, target) for target in targets if any(target in row.grades for row in grades)},
     }
 
 
 def leakage(rows: Sequence[PairRow]) -> dict[str, dict[str, dict[str, float]]]:
     """For pairs that differ in dimension d alone, how often the head of t prefers the better answer.
 
-    Near 1 where t is d, near 0.5 where the head of t sees nothing of d. A cell holds pairs that name t. Helpfulness is the sum
-    of its attributes, so a pair that differs in one attribute and in helpfulness differs in that attribute alone, and one that
-    differs in helpfulness and any attributes differs in helpfulness alone.
+    Near 1 where t is d, near 0.5 where the head of t sees nothing of d. Pairs that do not name every head are left out: they may
+    differ in what they do not name. Helpfulness is the sum of its attributes, so a pair that differs in one attribute and in
+    helpfulness differs in that attribute alone, and one that differs in helpfulness and any attributes differs in helpfulness
+    alone.
 
     Returns:
         d -> t -> {"share", "mean_lead", "count"}; empty cells are left out.
     """
     cells: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        if "margins" not in row.record:
+        if not set(row.chosen) <= set(row.record.get("margins", ())):
             continue
         apart = {target for target, margin in row.record["margins"].items() if margin != 0}
         for dimension in row.chosen:
             if _alone(dimension, apart):
-                for target in row.margins():
+                for target in row.chosen:
                     cells[dimension][target].append(row.lead(target))
     return {
         dimension: {
@@ -208,6 +218,27 @@ def leakage(rows: Sequence[PairRow]) -> dict[str, dict[str, dict[str, float]]]:
         }
         for dimension, by_target in cells.items()
     }
+
+
+def level_agreement(rows: Sequence[PairRow]) -> dict[str, float | None] | None:
+    """How far the head of correctness orders answers as the verifier does, on both answers of the pairs that have one.
+
+    Returns:
+        "auc" over all answers and "auc_within" prompts, see `posttrain.reward.guards.agreement`, and "count" of answers; None
+        without such pairs or without the head.
+    """
+    verified = [row for row in rows if "verifier" in row.record and "correctness" in row.chosen]
+    if not verified:
+        return None
+    right, scores, prompts = [], [], []
+    for row in verified:
+        for side, of_side in (("chosen", row.chosen), ("rejected", row.rejected)):
+            sample = answer_sample(row.record, side)
+            right.append(float(is_right(verify(sample))))
+            scores.append(of_side["correctness"].mean)
+            prompts.append(tuple((message["role"], message["content"]) for message in sample.prompt))
+    found = agreement(right, scores, prompts)
+    return {"auc": found.auc, "auc_within": found.auc_within, "count": len(right)}
 
 
 def _alone(dimension: str, apart: set[str]) -> bool:
@@ -233,7 +264,7 @@ def _by_bucket(rows: Sequence[PairRow]) -> dict[str, dict[str, float]]:
     return {bucket: _accuracy(leads[bucket]) for bucket in sorted(leads)}
 
 
-def _agreement(rows: Sequence[GradeRow], target: str) -> dict[str, float | None]:
+def _correlation(rows: Sequence[GradeRow], target: str) -> dict[str, float | None]:
     named = [row for row in rows if target in row.grades]
     grades = [row.grades[target] for row in named]
     marks = [0.5 * (1 + math.tanh(row.scores[target].mean / 2)) for row in named]  # sigmoid, without overflow

@@ -26,9 +26,13 @@ from posttrain.reward.learned import LearnedLevel
 from posttrain.stages import group
 from posttrain.stages.arguments import training_arguments
 from posttrain.stages.job import StageJob
-from posttrain.stages.reward_evaluation import accuracy_by_bucket
+from posttrain.stages.reward_dataset import differing
+from posttrain.stages.reward_evaluation import accuracy_by_bucket, difficulty_section, rank_pairs
 from posttrain.stages.reward_losses import centring_loss, grade_loss, preference_loss, tie_loss
 from posttrain.stages.trainer import StageTrainer
+
+WATCHED_PAIRS = 200
+"""Most held-out pairs that are scored while a stage trains."""
 
 HELDOUT_POINTS = 10
 """How often over a stage held-out pairs are scored."""
@@ -68,6 +72,7 @@ class RewardStageTrainer(StageTrainer, RewardTrainer):
         )
         kwargs.setdefault("data_collator", DataCollatorForPreference(pad_token_id=tokenizer.pad_token_id))
         self._buckets: list[str | None] = pairs["bucket"][:] if "bucket" in pairs.column_names else []
+        self._bucket_names = sorted({bucket for bucket in self._buckets if bucket is not None})
         self._per_step, self.reward_stage = pairs_per_step, stage
         super().__init__(job, model, tokenizer, pairs, pairs_per_step, args=arguments, **kwargs)
 
@@ -79,7 +84,7 @@ class RewardStageTrainer(StageTrainer, RewardTrainer):
         """TRL's step; notes the share of each bucket in the step's pairs."""
         start = self.state.global_step * self._per_step
         drawn = Counter(bucket for bucket in self._buckets[start : start + self._per_step] if bucket is not None)
-        for bucket in sorted({bucket for bucket in self._buckets if bucket is not None}) if drawn else ():
+        for bucket in self._bucket_names if drawn else ():
             self.note(f"mixture/{bucket}", drawn[bucket] / drawn.total())
         loss: torch.Tensor = super().training_step(*args, **kwargs)
         return loss
@@ -200,10 +205,17 @@ class HeldoutAccuracy(TrainerCallback):
     Every rank scores them, because under ZeRO-3 a forward pass needs all ranks; the first writes.
     """
 
-    def __init__(self, trainer: RewardStageTrainer, records: Sequence[Mapping[str, Any]]) -> None:
-        """Score these normalised pairs with the model that `trainer` trains."""
-        self.trainer, self.records = trainer, records
-        steps = trainer.section.steps
+    def __init__(self, trainer: RewardStageTrainer, heldout: Sequence[Mapping[str, Any]]) -> None:
+        """Score the first of these normalised pairs that differ with the model that `trainer` trains.
+
+        Args:
+            trainer: of the model.
+            heldout: all held-out pairs: a bucket is a rank among them, here as in the stage's evaluation.
+        """
+        stage, steps = trainer.reward_stage, trainer.section.steps
+        ranked = zip(heldout, rank_pairs(heldout, difficulty_section(stage)), strict=True)
+        watched = [(pair, rank) for pair, rank in ranked if differing(pair, stage.dimensions)][:WATCHED_PAIRS]
+        self.trainer, self.records, self.ranks = trainer, [pair for pair, _ in watched], [rank for _, rank in watched]
         self.points = {max(round(steps * point / HELDOUT_POINTS), 1) for point in range(1, HELDOUT_POINTS + 1)}
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -212,7 +224,7 @@ class HeldoutAccuracy(TrainerCallback):
             return
         model = self.trainer.model
         assert isinstance(model, MiniMaxText01ForSequenceClassification)
-        values = accuracy_by_bucket(LearnedLevel(model, self.trainer.tokenizer), self.records, self.trainer.reward_stage)
+        values = accuracy_by_bucket(LearnedLevel(model, self.trainer.tokenizer), self.records, self.ranks)
         model.train()
         if group.rank() == 0:
             self.trainer.metrics.log(state.global_step, {f"accuracy/{bucket}": value for bucket, value in values.items()})

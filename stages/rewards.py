@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from posttrain.config.errors import UserError
 from posttrain.config.schema import RewardSection
 from posttrain.data.tokenizer import load_tokenizer
 from posttrain.model.loading import load_reward_model
@@ -18,30 +20,46 @@ from posttrain.stages import group
 from posttrain.stages.checkpoints import MANIFEST, PREFIX
 from posttrain.stages.devices import placed
 from posttrain.stages.files import read_json, write_json
+from posttrain.stages.first_rank import from_first_rank
 from posttrain.stages.job import StageJob
 
 PROVENANCE = "reward.json"
 """File in the stage's folder that says which reward the stage was trained with."""
 
 
-def build_reward(job: StageJob, section: RewardSection) -> RewardModel:
+@contextmanager
+def build_reward(job: StageJob, section: RewardSection) -> Iterator[RewardModel]:
     """The hierarchy of a stage: verifiers and rules, the section's judges, and the learned level of `inputs["reward"]`.
 
-    With `actor_gpus` it lives in one Ray actor for all ranks, which ends with the rank that asked first.
+    With `actor_gpus` it lives in one Ray actor for all ranks. Enter and leave on every rank: the actor ends with the block.
     """
     folder = _model_folder(job, section)
     if section.actor_gpus is None:
-        return load_reward(folder, section)
+        yield load_reward(folder, section)
+        return
     from posttrain.reward.actor import ServiceResources, serve_reward
 
     environment = {"OMP_NUM_THREADS": str(job.config.resources.cpus_per_worker)}
     if not section.actor_gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ""  # Ray hides no GPU from an actor that asks for none
-    return serve_reward(
+    # Of this attempt alone: one that starts after a failure must not join an actor that is about to end.
+    attempt = group.broadcast(f"{os.getpid()} {time.time_ns()}")
+    client = serve_reward(
         partial(_load_in, Path.cwd(), folder, section),
-        name=f"reward of {job.folder.absolute()}",
+        name=f"reward of {job.folder.absolute()}, attempt {attempt}",
         resources=ServiceResources(gpus=section.actor_gpus, environment=environment),
     )
+    alone = group.world_size() == 1
+    through = False
+    try:
+        yield client
+        group.barrier()  # the other ranks may still be scoring
+        through = True
+    finally:
+        # A rank that fails neither waits for the others nor takes the actor from them: their error would hide its own. Ray Train
+        # then ends all ranks, and the actor ends with the one that started it.
+        if group.rank() == 0 and (through or alone):
+            client.close()
 
 
 def load_reward(folder: Path | None, section: RewardSection) -> HierarchicalReward:
@@ -78,17 +96,9 @@ def pin_provenance(job: StageJob, section: RewardSection) -> None:
     Call on every rank.
 
     Raises:
-        UserError: the reward model is another one.
+        UserError, OSError: the reward model is another one, or the note cannot be read or written; on every rank.
     """
-    problem: UserError | None = None
-    if group.rank() == 0:
-        try:
-            _pin(job, section)
-        except UserError as error:
-            problem = error
-    problem = group.broadcast(problem)
-    if problem is not None:
-        raise problem
+    from_first_rank(partial(_pin, job, section))
 
 
 def _pin(job: StageJob, section: RewardSection) -> None:

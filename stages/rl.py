@@ -136,7 +136,10 @@ class RLStageTrainer(StageTrainer):
             return draw(EmbeddedEngine(whole, version=step), self.tokenizer, prompts, stage.sampling, seeds)
 
     def _credit(self, answers: Sequence[Answer], breakdowns: Sequence[RewardBreakdown]) -> tuple[list[float], list[float]]:
-        """Loss weight of a token in its update, and advantage, of each of this rank's samples, from those of all ranks."""
+        """Loss weight of a token in its update, and advantage, of each of this rank's samples, from those of all ranks.
+
+        Both are 0 for a dropped sample.
+        """
         stage = self.section
         own = [ScoredAnswer.of(answer, breakdown) for answer, breakdown in zip(answers, breakdowns, strict=True)]
         everywhere = group.gather(own)
@@ -149,8 +152,9 @@ class RLStageTrainer(StageTrainer):
             rewards = shuffled_rewards(rewards, self.job.config.seed, self.state.global_step)
         weights = [0.0] * len(samples)
         for part in self._parts(len(samples)):
-            of_part = sample_weights(stage.objective, [lengths[i] for i in part])
-            for index, weight in zip(part, of_part, strict=True):
+            kept = [i for i in part if rewards[i][1]]
+            of_part = sample_weights(stage.objective, [lengths[i] for i in kept]) if kept else []
+            for index, weight in zip(kept, of_part, strict=True):
                 weights[index] = weight
         advantages = group_advantages(
             torch.tensor([total for total, _ in rewards], dtype=torch.float64),
@@ -181,8 +185,8 @@ class RLStageTrainer(StageTrainer):
     ) -> list[MicroBatch]:
         """Micro-batches of this rank's samples `part`; every rank has equally many: each takes part in every exchange."""
         stage = self.section
-        # An advantage of zero gives no gradient, unless the KL term does.
-        taking_part = [i for i in part if advantages[i] != 0 or self.reference is not None]
+        # An advantage of zero gives no gradient, unless the KL term does; a weight of zero gives none at all.
+        taking_part = [i for i in part if weights[i] and (advantages[i] != 0 or self.reference is not None)]
         batches = micro_batches(answers, weights, advantages, taking_part, max(stage.pack_length, stage.max_length))
         idle = MicroBatch.idle(answers[0])
         return batches + [idle] * (max(group.gather(len(batches)) + [1]) - len(batches))
@@ -217,14 +221,14 @@ def train_rl(job: StageJob, folder: Path) -> None:
     reference = placed(load_causal_lm(init)).eval().requires_grad_(False) if stage.kl_coef else None
     prompts = read_records(job.inputs["data"] / "records.jsonl")
     pin_provenance(job, stage.reward)
-    reward = build_reward(job, stage.reward)
-    engine = vllm_engine(job.config, init) if chosen_engine(job.config) == "vllm" else None
-    try:
-        trainer = RLStageTrainer(job, load_causal_lm(init), load_tokenizer(init), prompts, reward, reference, engine)
-        trainer.run()
-    finally:
-        if engine is not None:
-            engine.close()
+    with build_reward(job, stage.reward) as reward:
+        engine = vllm_engine(job.config, init) if chosen_engine(job.config) == "vllm" else None
+        try:
+            trainer = RLStageTrainer(job, load_causal_lm(init), load_tokenizer(init), prompts, reward, reference, engine)
+            trainer.run()
+        finally:
+            if engine is not None:
+                engine.close()
     trainer.save_final(folder)
 
 

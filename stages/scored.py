@@ -47,7 +47,8 @@ class ScoredAnswer:
 
 
 def step_facts(samples: Sequence[ScoredAnswer]) -> StepFacts:
-    """Means over a step's samples; accuracy over the verified ones, uncertainty over those that have one."""
+    """Means over a step's samples but the dropped ones; accuracy over the verified ones, uncertainty over those that have one."""
+    samples = _kept(samples)
     return StepFacts(
         reward=sum(sample.total for sample in samples) / len(samples),
         length=sum(sample.length for sample in samples) / len(samples),
@@ -58,16 +59,23 @@ def step_facts(samples: Sequence[ScoredAnswer]) -> StepFacts:
 
 def step_metrics(samples: Sequence[ScoredAnswer]) -> dict[str, float]:
     """The step's metrics: "reward", "reward/LEVEL" (what each top level added, so that they sum to "reward"), "accuracy",
-    "answer_length", "dropped" (number of samples), "uncertainty"; left out where no sample has one."""
+    "answer_length", "dropped" (number of samples), "uncertainty"; left out where no sample has one. Means leave out dropped
+    samples, unless all are."""
     facts = step_facts(samples)
     metrics = {"reward": facts.reward, "answer_length": facts.length, "dropped": float(sum(s.dropped for s in samples))}
     if facts.accuracy is not None:
         metrics["accuracy"] = facts.accuracy
     if facts.uncertainty is not None:
         metrics["uncertainty"] = facts.uncertainty
-    for name in dict.fromkeys(name for sample in samples for name in sample.levels):
-        metrics[f"reward/{name}"] = sum(sample.levels.get(name, 0.0) for sample in samples) / len(samples)
+    kept = _kept(samples)
+    for name in dict.fromkeys(name for sample in kept for name in sample.levels):
+        metrics[f"reward/{name}"] = sum(sample.levels.get(name, 0.0) for sample in kept) / len(kept)
     return metrics
+
+
+def _kept(samples: Sequence[ScoredAnswer]) -> Sequence[ScoredAnswer]:
+    """The samples that take part in training, or all of them where none does."""
+    return [sample for sample in samples if not sample.dropped] or samples
 
 
 def _mean(values: Sequence[float]) -> float | None:

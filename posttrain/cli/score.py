@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -32,6 +32,42 @@ class FileFormat(StrEnum):
         return "rewardbench2" if self is FileFormat.rewardbench2 else "rm_bench"
 
 
+class Way(StrEnum):
+    """What a file is scored as."""
+
+    answers = "answers"
+    benchmark = "benchmark"
+    documents = "documents"
+
+
+class _Use(NamedTuple):
+    """Where a part of the command line means something: in which ways of scoring, and beside which option."""
+
+    ways: tuple[Way, ...]
+    beside: str | None = None
+    instead: str = "leave it out"
+
+
+_UNUSED = {
+    Way.answers: "without --documents",
+    Way.benchmark: "for a benchmark's format",
+    Way.documents: "beside --documents",
+}
+_JUDGES_OF_ANSWERS = "leave it out; judges of answers stand in a config: --reward"
+_USES = {
+    "FILE": _Use((Way.answers, Way.benchmark)),
+    "--compare": _Use((Way.answers,)),
+    "--output": _Use((Way.answers, Way.documents)),
+    "--format": _Use((Way.answers, Way.benchmark)),
+    "--reward": _Use((Way.answers, Way.benchmark)),
+    "--trees": _Use((Way.answers,)),
+    "--seed": _Use((Way.answers,), beside="--compare"),
+    "--judge": _Use((Way.documents,), instead=_JUDGES_OF_ANSWERS),
+    "--judge-model": _Use((Way.documents,), "--judge", _JUDGES_OF_ANSWERS),
+    "--judge-key": _Use((Way.documents,), "--judge", _JUDGES_OF_ANSWERS),
+    "--floor": _Use((Way.documents,)),
+}
+
 Model = Annotated[
     Path | None,
     typer.Argument(metavar="MODEL", help="Reward model: its folder, a stage's folder, or a run.", show_default=False),
@@ -45,6 +81,7 @@ File = Annotated[
 
 
 def score_command(
+    context: typer.Context,
     model: Model = None,
     file: File = None,
     compare: Annotated[
@@ -61,7 +98,7 @@ def score_command(
         typer.Option("--reward", metavar="CONFIG:STAGE", help="Compose as this stage does: its weights, gates and judges."),
     ] = None,
     trees: Annotated[int, typer.Option("--trees", min=0, help="Answers whose breakdown is printed.")] = 3,
-    seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="--compare: of the bootstrap.")] = 0,
     documents: Annotated[
         Path | None,
         typer.Option("--documents", metavar="FILE", help="Grade plain documents (column text), and weigh their sources."),
@@ -79,33 +116,37 @@ def score_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON, and nothing else.")] = False,
 ) -> None:
     """Score a file with a reward model, compare two files, or grade plain documents."""
+    way = Way.documents if documents is not None else Way.answers if format is FileFormat.trl else Way.benchmark
+    _refuse_idle(context, way)
+    if output is not None:
+        from posttrain.pipeline.files import check_output
+
+        check_output(output)
     if documents is not None:
-        _refuse_with_documents({"FILE": file, "--compare": compare, "--reward": reward})
         _score_documents(documents, model, judge, judge_model, judge_key, floor, output, as_json)
-        return
-    if model is None or file is None:
+    elif model is None or file is None:
         raise UserError("a reward model and a file are needed", instead="write posttrain score MODEL FILE, or --documents FILE")
-    if judge is not None:
-        raise UserError(
-            "means nothing without --documents", where="--judge", instead="judges of answers stand in a config: --reward"
-        )
-    if format is not FileFormat.trl:
-        _refuse_with_benchmark({"--compare": compare, "--output": output})
+    elif way is Way.benchmark:
         _score_benchmark(model, file, format, reward, as_json)
-        return
-    _score_answers(model, file, compare, output, reward, trees, seed, as_json)
+    else:
+        _score_answers(model, file, compare, output, reward, trees, seed, as_json)
 
 
-def _refuse_with_documents(options: dict[str, Any]) -> None:
-    for name, value in options.items():
-        if value is not None:
-            raise UserError("means nothing beside --documents", where=name, instead="leave it out")
+def _refuse_idle(context: typer.Context, way: Way) -> None:
+    """UserError for what was given on the command line and would do nothing."""
+    given = {label for label in _USES if getattr(context.get_parameter_source(_parameter(label)), "name", None) == "COMMANDLINE"}
+    for label, use in _USES.items():
+        if label not in given:
+            continue
+        if way not in use.ways:
+            raise UserError(f"means nothing {_UNUSED[way]}", where=label, instead=use.instead)
+        if use.beside is not None and use.beside not in given:
+            raise UserError(f"means nothing without {use.beside}", where=label, instead=f"add {use.beside}, or leave it out")
 
 
-def _refuse_with_benchmark(options: dict[str, Any]) -> None:
-    for name, value in options.items():
-        if value is not None:
-            raise UserError("means nothing for a benchmark's format", where=name, instead="leave it out")
+def _parameter(label: str) -> str:
+    """The name that a part of the command line has in Python."""
+    return label.lstrip("-").replace("-", "_").lower()
 
 
 def _score_answers(
@@ -116,8 +157,11 @@ def _score_answers(
 
     records = read_answers(file)
     others = None if compare is None else read_answers(compare)
-    if others is not None and (is_pair_file(records) or is_pair_file(others)):
-        raise UserError("pairs cannot be compared", where="--compare", instead="give files with prompt and completion")
+    shared = apart = 0
+    if others is not None:
+        if is_pair_file(records) or is_pair_file(others):
+            raise UserError("pairs cannot be compared", where="--compare", instead="give files with prompt and completion")
+        shared, apart = scoring.shared_prompts(records, others)
     scorer = scoring.open_reward(scoring.find_reward_model(model), scoring.reward_section(reward))
     answers = scoring.score_records(scorer, records)
     numbers: dict[str, Any] = {"answers": len(answers), "scores": scoring.as_json(measures := scoring.summarise(answers))}
@@ -129,7 +173,6 @@ def _score_answers(
     if others is not None:
         rivals = scoring.score_records(scorer, others)
         wins = scoring.compare(answers, rivals, seed)
-        shared, apart = scoring.shared_prompts(answers, rivals)
         numbers |= {"compare": scoring.as_json(wins), "shared_prompts": shared, "unshared_prompts": apart}
         shown += [scoring.measure_table(scoring.summarise(rivals), f"Scores of {compare}"), scoring.wins_table(wins, apart)]
     if output is not None:

@@ -11,7 +11,7 @@ from posttrain.config.graph import BASE, stage_dependencies, stage_order
 from posttrain.config.machine_checks import check_machine, longest_position
 from posttrain.config.names import suggest
 from posttrain.config.origins import Origins
-from posttrain.config.reward_checks import check_curricula
+from posttrain.config.reward_checks import check_curricula, check_reward_stages
 from posttrain.config.schema import DPOStage, RewardStage, RLStage, RunConfig, SamplingSection, SFTStage
 from posttrain.config.source_checks import check_sources
 
@@ -37,6 +37,7 @@ def check(config: RunConfig, where: str | Origins = "config", *, on_this_machine
         check_sources,
         _check_references,
         _check_graph,
+        check_reward_stages,
         _check_eval,
         _check_stages,
         check_curricula,
@@ -169,7 +170,8 @@ def _check_graph(config: RunConfig, at: Origins) -> None:
                 where=at.where(f"stages.{name}.reward.model"),
                 instead=suggest(needs["reward"], models) if models else "add a stage of kind reward, or write null",
             )
-        if needs["init"] != BASE and isinstance(config.stages[needs["init"]], RewardStage):
+        of_reward = needs["init"] != BASE and isinstance(config.stages[needs["init"]], RewardStage)
+        if of_reward and not isinstance(config.stages[name], RewardStage):
             models = [
                 BASE,
                 *(other for other, stage in config.stages.items() if not isinstance(stage, RewardStage) and other != name),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from posttrain.config.dimensions import ATTRIBUTES
 from posttrain.config.errors import UserError
 from posttrain.config.origins import Origins
 from posttrain.config.reward_schema import Dimension, RewardSection
@@ -24,10 +25,13 @@ def check_compositions(config: RunConfig, at: Origins) -> None:
                 where=at.where(key),
                 instead="take it out, or add a sampling section",
             )
-        model = config.stages[stage.reward.model] if stage.reward.model is not None else None
+        named = config.stages[stage.reward.model] if stage.reward.model is not None else None
+        model = named if isinstance(named, RewardStage) else None
         _check_weights(stage.reward, key, at)
-        _check_harmlessness(stage.reward, model if isinstance(model, RewardStage) else None, key, at)
-        _check_pessimism(stage.reward, model if isinstance(model, RewardStage) else None, key, at)
+        _check_judges(stage.reward, key, at)
+        _check_harmlessness(stage.reward, model, key, at)
+        _check_weighed(stage.reward, model, key, at)
+        _check_pessimism(stage.reward, model, key, at)
 
 
 def _check_weights(section: RewardSection, key: tuple[str, ...], at: Origins) -> None:
@@ -43,14 +47,39 @@ def _check_weights(section: RewardSection, key: tuple[str, ...], at: Origins) ->
             )
 
 
+def _check_judges(section: RewardSection, key: tuple[str, ...], at: Origins) -> None:
+    for name, judge in section.judges.items():
+        if judge.kind == "consistency" and judge.constitution is not None:
+            raise UserError(
+                f"'constitution' means nothing for a judge of kind consistency (value {judge.constitution!r})",
+                where=at.where((*key, "judges", name, "constitution")),
+                instead="take it out, or write kind: constitution",
+            )
+
+
 def _check_harmlessness(section: RewardSection, model: RewardStage | None, key: tuple[str, ...], at: Origins) -> None:
-    judged = any(judge.dimension == "harmlessness" for judge in section.judges.values())
+    # A judge of consistency has nothing to say about a record without a reference.
+    judged = any(judge.dimension == "harmlessness" and judge.kind == "constitution" for judge in section.judges.values())
     learned = model is not None and "harmlessness" in model.dimensions
     if "harmlessness" in section.gates and not (judged or learned):
         raise UserError(
             "the gate has nothing to go by",
             where=at.where((*key, "gates", "harmlessness")),
-            instead="add a judge of harmlessness, or a reward model with harmlessness among its dimensions",
+            instead="add a constitution judge of harmlessness, or a reward model with harmlessness among its dimensions",
+        )
+
+
+def _check_weighed(section: RewardSection, model: RewardStage | None, key: tuple[str, ...], at: Origins) -> None:
+    """Heads that neither weights nor a gate ask."""
+    if model is None:
+        return
+    spoken = {"helpfulness" if target in ATTRIBUTES else target for target in model.dimensions}
+    weighed = {name for weights in (section.weights, *section.domains.values()) for name, weight in weights.items() if weight}
+    if not spoken & (weighed | (set(section.gates) & {"harmlessness"})):
+        raise UserError(
+            f"'{section.model}' has heads for {', '.join(model.dimensions)} alone, and all weigh 0",
+            where=at.where((*key, "weights")),
+            instead="weigh one of them, or write model: null",
         )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 from pathlib import Path
 from typing import Literal
 
 from posttrain.config.errors import UserError
 from posttrain.config.origins import Origins
-from posttrain.config.schema import RunConfig
+from posttrain.config.schema import AnyStage, RewardStage, RLStage, RunConfig, SFTStage
 
 _HERE = "relative paths start at the folder the command runs in"
 _GPUS = Path("/proc/driver/nvidia/gpus")
@@ -45,6 +46,17 @@ def rollout_engine(config: RunConfig) -> Literal["embedded", "vllm"]:
     if config.rollout.engine != "auto":
         return config.rollout.engine
     return "vllm" if installed_vllm() is not None and not config.resources.gpus_per_worker else "embedded"
+
+
+def actor_gpus(stage: AnyStage, step: Literal["prepare", "train"]) -> int:
+    """GPUs that a step of a stage needs for the actor that serves its reward, beside those of its workers.
+
+    A share counts as a whole GPU: shares on several GPUs do not add up to one that is free.
+    """
+    if isinstance(stage, RewardStage) or (isinstance(stage, SFTStage) and stage.sampling is None):
+        return 0  # nothing is scored
+    scores = "train" if isinstance(stage, RLStage) else "prepare"
+    return math.ceil(stage.reward.actor_gpus or 0) if step == scores else 0
 
 
 def _check_engine(config: RunConfig, at: Origins) -> None:
@@ -85,6 +97,22 @@ def check_machine(config: RunConfig, at: Origins) -> None:
                 where=at.where(f"resources.{kind}_per_worker"),
                 instead=f"{change}, or give the address of a Ray cluster",
             )
+    _check_reward_actors(config, at)
+
+
+def _check_reward_actors(config: RunConfig, at: Origins) -> None:
+    """The GPUs of a stage's workers and of its reward's actor are needed at once: each waits for the other."""
+    resources, have = config.resources, gpus()
+    steps: tuple[tuple[Literal["prepare", "train"], int], ...] = (("prepare", 1), ("train", resources.num_workers))
+    for name, stage in config.stages.items():
+        for step, workers in steps:
+            actor, own = actor_gpus(stage, step), workers * resources.gpus_per_worker
+            if actor and own + actor > have:
+                raise UserError(
+                    f"workers take {own} GPUs and the reward's actor needs room on one more, this machine has {have}",
+                    where=at.where(f"stages.{name}.reward.actor_gpus"),
+                    instead="write 0 (on the CPU), or null (a copy in every worker)",
+                )
 
 
 def _check_checkpoint(config: RunConfig, at: Origins) -> None:

@@ -7,10 +7,62 @@ from itertools import pairwise
 from posttrain.config.errors import UserError
 from posttrain.config.origins import Origins
 from posttrain.config.reward_schema import CurriculumSection
-from posttrain.config.schema import RewardStage, RunConfig
+from posttrain.config.schema import RewardStage, RunConfig, SourceSection
 
 _OF_PACING = {"phases": ("phases",), "competence": ("initial_competence", "full_competence", "replay")}
 """Options that belong to one kind of pacing."""
+
+
+def check_reward_stages(config: RunConfig, at: Origins) -> None:
+    """See that each reward stage has its heads once, and can go on from the reward model that it starts from, if any.
+
+    Raises:
+        UserError: a dimension that is listed twice, other heads than those of the first stage, or prompts to sample answers to.
+    """
+    for name, stage in config.stages.items():
+        if not isinstance(stage, RewardStage):
+            continue
+        twice = next((target for target in stage.dimensions if stage.dimensions.count(target) > 1), None)
+        if twice is not None:
+            raise UserError(
+                f"'{twice}' stands twice", where=at.where(f"stages.{name}.dimensions"), instead="name each dimension once"
+            )
+        first = config.stages.get(stage.init)
+        if isinstance(first, RewardStage):
+            _check_same_heads(name, stage, first, at)
+            _refuse_sampling(config, name, stage, at)
+
+
+def _check_same_heads(name: str, stage: RewardStage, first: RewardStage, at: Origins) -> None:
+    if stage.dimensions != first.dimensions:
+        listed = ", ".join(first.dimensions)
+        raise UserError(
+            f"'{stage.init}', which this stage starts from, has heads for {listed}",
+            where=at.where(f"stages.{name}.dimensions"),
+            instead=f"write dimensions: [{listed}], or start from a language model",
+        )
+    if stage.ensemble != first.ensemble:
+        raise UserError(
+            f"{stage.ensemble} is not the ensemble of '{stage.init}', which this stage starts from",
+            where=at.where(f"stages.{name}.ensemble"),
+            instead=f"write {first.ensemble}, or start from a language model",
+        )
+
+
+def _refuse_sampling(config: RunConfig, name: str, stage: RewardStage, at: Origins) -> None:
+    """Sources that are known to give prompts alone; what is in a file only reading it tells."""
+    for option, refs in (("data", stage.data), ("heldout", stage.heldout)):
+        for ref in refs:
+            if _gives_prompts(config.sources[ref.partition("/")[0]]):
+                raise UserError(
+                    f"'{ref}' has no pairs, and '{stage.init}' makes a reward model, which cannot write answers",
+                    where=at.where(("stages", name, option, ref)),
+                    instead="name a source of pairs or graded answers, or start from a language model",
+                )
+
+
+def _gives_prompts(source: SourceSection) -> bool:
+    return source.kind == "reasoning_gym" or source.kind == "graded_pairs" and source.emit == "demonstrations"
 
 
 def check_curricula(config: RunConfig, at: Origins) -> None:

@@ -11,6 +11,7 @@ import json
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from dataclasses import fields as dataclass_fields
 from functools import lru_cache
 from typing import Any
@@ -64,20 +65,43 @@ def generate(task: str, params: Mapping[str, Any], seed: int, where: str | None 
         start, size = start + size, min(2 * size, _LAST_CHUNK)
 
 
-def score(answer: str, metadata: str) -> float:
-    """Score an answer with its task's own scorer, in [0, 1].
+@dataclass(frozen=True)
+class Entry:
+    """What scores an answer.
 
-    Args:
-        answer: the text to score.
-        metadata: a record's `metadata`: the entry as JSON; without `task`, the entry's `source_dataset` names it.
+    Attributes:
+        task: name of the task.
+        params: its settings, as JSON.
+        values: the task's entry.
+    """
+
+    task: str
+    params: str
+    values: dict[str, Any]
+
+
+def read_entry(metadata: str) -> Entry:
+    """A record's `metadata`: the entry as JSON; without `task`, the entry's `source_dataset` names it.
 
     Raises:
-        UserError: metadata is no entry of a known task.
+        UserError: metadata is no entry of a known task, or the task refuses its settings.
+    """
+    values = entry_from_json(metadata)
+    entry = Entry(*_task_of(values), values)
+    _scorer(entry.task, entry.params)
+    return entry
+
+
+def score(answer: str, entry: Entry) -> float:
+    """Score an answer with its task's own scorer, in [0, 1].
+
+    Some scorers evaluate the answer as a program (`posttrain.reward.verifiers.reasoning_contained` lists them): a model's answers
+    must go there.
+
+    Raises:
         Exception: whatever the task's scorer raises on an answer it cannot read.
     """
-    entry = entry_from_json(metadata)
-    scorer = _scorer(*_task_of(entry))
-    return float(scorer(answer, entry))
+    return float(_scorer(entry.task, entry.params)(answer, entry.values))
 
 
 def entry_to_json(entry: Mapping[str, Any]) -> str:
@@ -139,7 +163,7 @@ def _record(entry: Mapping[str, Any], task: str, params: Mapping[str, Any]) -> R
     source, source_params = task, dict(params)
     if task == "composite":
         source = entry["metadata"]["source_dataset"]
-        source_params = next(dict(spec.get("config", {})) for spec in params["datasets"] if spec["name"] == source)
+        source_params = _params_within(params, source)
     return record | {"metadata": entry_to_json({**entry, "task": source, "params": source_params})}
 
 
@@ -165,9 +189,18 @@ def _create(task: str, params: Mapping[str, Any], where: str | None, **size_and_
 def _task_of(entry: Mapping[str, Any]) -> tuple[str, str]:
     details = entry["metadata"]
     task = entry.get("task") or (details.get("source_dataset") if isinstance(details, dict) else None)
-    if not isinstance(task, str):
+    params = entry.get("params") or {}
+    if task == "composite":  # it would hand the answer on to the scorer of the task that made the entry
+        task = details.get("source_dataset") if isinstance(details, dict) else None
+        params = _params_within(params, task)
+    if not isinstance(task, str) or task == "composite":
         raise UserError("metadata names no reasoning_gym task", instead="its entry needs 'task' or metadata.source_dataset")
-    return task, json.dumps(entry.get("params") or {}, sort_keys=True)
+    return task, json.dumps(params, sort_keys=True)
+
+
+def _params_within(params: Mapping[str, Any], task: str | None) -> dict[str, Any]:
+    """Settings of a task within those of `composite`."""
+    return next((dict(spec.get("config", {})) for spec in params.get("datasets", ()) if spec["name"] == task), {})
 
 
 @lru_cache(maxsize=128)

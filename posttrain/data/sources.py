@@ -29,8 +29,8 @@ _PATIENCE = 2000
 def load_split(config: RunConfig, ref: str) -> list[Record]:
     """Normalised records of "SOURCE/SPLIT" ("SOURCE" means "SOURCE/train").
 
-    Deterministic from the config. Prompts are distinct: of records with the same prompt the first stays; of published
-    preferences all stay, within one split. Splits of a source share no prompt, and no split shares one with the held-out
+    Deterministic from the config. Prompts are distinct: of records with the same prompt the first stays; of
+    preference pairs all stay, within one split. Splits of a source share no prompt, and no split shares one with the held-out
     prompts of `eval.source`, also where that is another source over the same task, nor with the sources it is `disjoint_from`;
     for many-shot sources this holds for every turn.
 
@@ -237,12 +237,27 @@ def _generated(source: SourceSection, task: str, seed: int, where: str) -> Itera
 
 def _units(rows: Iterable[tuple[str, Mapping[str, Any]]], source: SourceSection) -> list[Unit]:
     if source.format == "trl":
-        units = [[normalise(row, where)] for where, row in rows]
+        units = _by_prompt(normalise(row, where) for where, row in rows)
     else:
         if source.emit == "demonstrations":
             raise UserError(f"format {source.format} gives no demonstrations", where=source.path, instead="write emit: pairs")
         units = adapt(rows, source.format, source.emit or "pairs", source.dimension)
     return require_some(units, source.path or "")
+
+
+def _by_prompt(records: Iterable[Record]) -> list[Unit]:
+    """Preference pairs of one prompt together, where the first of them is; every other record by itself."""
+    units: list[Unit] = []
+    pairs: dict[str, Unit] = {}
+    for record in records:
+        key = prompt_key(record) if "chosen" in record else None
+        if key in pairs:
+            pairs[key].append(record)
+            continue
+        units.append([record])
+        if key is not None:
+            pairs[key] = units[-1]
+    return units
 
 
 def read_jsonl(path: str | Path) -> list[Record]:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.config.errors import UserError
+from posttrain.data import files
 from posttrain.data.formats import Record
 from posttrain.data.sources import read_jsonl, read_parquet
 from posttrain.reward.documents import Document
 from posttrain.reward.types import Sample
-from posttrain.stages.files import read_records
 from posttrain.stages.sampling import as_sample
 
 PARQUET = ".parquet"
@@ -72,23 +72,5 @@ def read_rows(path: Path) -> list[Mapping[str, Any]]:
     Raises:
         UserError: no such file, a damaged line, no rows, or a line that is no object.
     """
-    if not path.is_file():
-        raise UserError("no such file", where=str(path))
-    rows = _parquet_rows(path) if path.suffix == PARQUET else read_records(path)
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise UserError(f"a {type(row).__name__}, not an object", where=f"{path}: row {number}")
-    if not rows:
-        raise UserError("no records", where=str(path))
+    rows = files.require_some([row for _, row in files.read_rows(path)], path)
     return [{name: value for name, value in row.items() if value is not None} for row in rows]
-
-
-def _parquet_rows(path: Path) -> list[dict[str, Any]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowException as error:
-        raise UserError(f"no readable Parquet file ({str(error).splitlines()[0]})", where=str(path)) from error
-    return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -32,16 +33,20 @@ def score_benchmark(folder: Path, file: Path, benchmark: Benchmark, place: str |
         UserError: an unreadable file, rows in another schema, or what `reward_section` and `open_reward` raise.
     """
     rows = read_rows(file)
-
-    def score(samples: list[Sample]) -> list[float]:
-        if place is not None:
-            return [found.total for found in open_reward(folder, reward_section(place)).score(samples)]
-        return [mean_logit(found) for found in open_learned(folder).dimension_scores(samples)]
-
+    score = _scorer(folder, place)  # opened out here: what is wrong with the model is not the file's fault
     try:
         return evaluate(rows, score, benchmark)
     except UserError as error:
         raise UserError(error.what, where=": ".join(filter(None, (str(file), error.where))), instead=error.instead) from None
+
+
+def _scorer(folder: Path, place: str | None) -> Callable[[list[Sample]], list[float]]:
+    """What gives answers the numbers that `score_benchmark` compares."""
+    if place is not None:
+        reward = open_reward(folder, reward_section(place))
+        return lambda samples: [found.total for found in reward.score(samples)]
+    learned = open_learned(folder)
+    return lambda samples: [mean_logit(found) for found in learned.dimension_scores(samples)]
 
 
 def mean_logit(scores: dict[str, HeadScore]) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from posttrain.config.errors import UserError
 from posttrain.config.reward_schema import EndpointSection
-from posttrain.pipeline.files import write_atomically
+from posttrain.pipeline.files import write_json_lines
 from posttrain.pipeline.reward_tables import Table, number, percent
 from posttrain.pipeline.scoring import open_learned
 from posttrain.reward.composition import sigmoid
@@ -68,13 +67,11 @@ def _squashed(
 
 def write_grades(path: Path, documents: Sequence[Document], grades: Sequence[DocumentGrade], floor: float) -> None:
     """One JSON line a document, in order: its grades, and `keep`, the probability of keeping it when documents are thinned."""
-    if not path.parent.is_dir():
-        raise UserError("no such folder", where=str(path.parent), instead="make it first")
     lines = [
         {"text": document.text, **asdict(grade), "quality": grade.quality, "keep": keep}
         for document, grade, keep in zip(documents, grades, thinning(grades, floor), strict=True)
     ]
-    write_atomically(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_json_lines(path, lines)
 
 
 def grades_table(grades: Sequence[DocumentGrade]) -> Table:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from posttrain.config.schema import RunConfig
 from posttrain.pipeline.graph import Node
-from posttrain.pipeline.plan import demand
+from posttrain.pipeline.plan import workers_demand
 from posttrain.pipeline.work import WorkOrder, execute, train_loop
 
 
@@ -35,7 +35,7 @@ def launch(config: RunConfig, node: Node, order: WorkOrder, ray_folder: Path) ->
 def _run_task(config: RunConfig, node: Node, order: WorkOrder) -> None:
     import ray
 
-    cpus, gpus = demand(config, node)
+    cpus, gpus = workers_demand(config, node)  # an actor that the step starts asks for its own
     task = ray.remote(execute).options(
         num_cpus=cpus, num_gpus=gpus, max_retries=config.resources.max_failures, retry_exceptions=False, name=node.name
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from posttrain.config.errors import UserError
+from posttrain.config.machine_checks import actor_gpus
 from posttrain.config.names import nearest
 from posttrain.config.schema import RunConfig
 from posttrain.pipeline.artifacts import Artifact
@@ -30,7 +31,7 @@ class PlanRow:
         parents: nodes it waits for.
         cached: whether the finished artifact is used again.
         reason: why it is used again or (re)done.
-        cpus, gpus: what it occupies while it runs, over all its workers.
+        cpus, gpus: what it occupies while it runs, over all its workers and the actor of its reward.
     """
 
     node: str
@@ -153,7 +154,13 @@ def standing(
 
 
 def demand(config: RunConfig, node: Node) -> tuple[int, int]:
-    """CPU cores and GPUs that a node occupies while it runs."""
+    """CPU cores and GPUs that a node occupies while it runs: its workers, and the actor of its reward."""
+    cpus, gpus = workers_demand(config, node)
+    return cpus, gpus + (actor_gpus(config.stages[node.stage], node.step) if node.step in ("prepare", "train") else 0)
+
+
+def workers_demand(config: RunConfig, node: Node) -> tuple[int, int]:
+    """CPU cores and GPUs of a node's workers alone."""
     resources = config.resources
     workers = resources.num_workers if node.step == "train" else 1
     gpus = 0 if node.step == "make_base" else resources.gpus_per_worker * workers

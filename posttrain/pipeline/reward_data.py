@@ -162,8 +162,12 @@ class RewardRun:
         """The reward stage of a name; without one the first that is no control.
 
         Raises:
-            UserError: there is none of that name.
+            UserError: there is none of that name, or none at all.
         """
+        if not self.stages:
+            raise UserError(
+                "the run has no stage of kind reward", where=str(self.path), instead="`posttrain reward CONFIG` trains one"
+            )
         if name is None:
             return next((stage for stage in self.stages.values() if not stage.shuffled), next(iter(self.stages.values())))
         if name not in self.stages:
@@ -189,8 +193,7 @@ def load_reward_run(run_folder: str | Path | None = None) -> RewardRun:
     if not path:
         raise UserError("no run is named", instead=f"set {RUN_VARIABLE}, or RUN in the first cell, to OUTPUT_DIR/NAME of a run")
     found = reward_run(read_run(path))
-    if not found.stages:
-        raise UserError("the run has no stage of kind reward", where=str(path), instead="`posttrain reward CONFIG` trains one")
+    found.stage()  # there must be one
     return found
 
 

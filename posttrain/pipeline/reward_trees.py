@@ -12,7 +12,7 @@ from posttrain.config.reward_schema import RewardSection
 from posttrain.config.yaml_files import read_yaml
 from posttrain.data.formats import VERIFIER_FIELDS
 from posttrain.pipeline.folder import RunFolder
-from posttrain.pipeline.reward_data import RewardRun, ScoredPair
+from posttrain.pipeline.reward_data import RewardRun, RewardStageData, ScoredPair
 from posttrain.reward.heads import HeadScore
 from posttrain.reward.hierarchy import HierarchicalReward
 from posttrain.reward.types import RewardBreakdown, Sample
@@ -48,13 +48,13 @@ def score_tree(run: RewardRun, number: int = 0, answer: Side = "better", stage: 
         stage: reward stage; None takes the first that is no control.
 
     Raises:
-        UserError: no such pair, or the run's held-out data are not there any more.
+        UserError: no such pair, or the run's held-out data are not there any more or are others than those evaluated.
     """
     asked = run.stage(stage)
     if not 0 <= number < len(asked.pairs):
         raise UserError(f"no pair {number}", where=asked.name, instead=f"there are {len(asked.pairs)}, counted from 0")
     pair, side = asked.pairs[number], SIDES[answer]
-    record = read_records(asked.folder / "data" / "heldout.jsonl")[number]
+    record = _record_of(asked, number)
     breakdown = _breakdown(record, pair, side, composition_of(run, asked.name))
     text = pair.chosen if side == "chosen" else pair.rejected
     return f"prompt: {pair.prompt}\n{answer} answer: {text}\n\n{breakdown.explain()}"
@@ -79,6 +79,22 @@ def composition_of(run: RewardRun, stage: str) -> RewardSection:
                     instead="look at the run with the version of the package that made it",
                 ) from None
     return RewardSection()
+
+
+def _record_of(stage: RewardStageData, number: int) -> dict[str, Any]:
+    """The held-out record of an evaluated pair: the evaluation writes a line a record, in the same order."""
+    path, pair = stage.folder / "data" / "heldout.jsonl", stage.pairs[number]
+    records = read_records(path)
+    texts = [_texts(record) for record in records[number : number + 1]]
+    if texts != [(pair.prompt, pair.chosen, pair.rejected)]:
+        raise UserError(f"pair {number} of the evaluation is not there", where=str(path), instead="evaluate the stage again")
+    return records[number]
+
+
+def _texts(record: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Prompt, better and worse answer as the evaluation writes them down."""
+    prompt = "\n\n".join(message["content"] for message in record.get("prompt", ()))
+    return prompt, record["chosen"][-1]["content"], record["rejected"][-1]["content"]
 
 
 def _breakdown(record: Mapping[str, Any], pair: ScoredPair, side: str, section: RewardSection) -> RewardBreakdown:

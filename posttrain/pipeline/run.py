@@ -24,7 +24,7 @@ from posttrain.pipeline.hashing import code_hash, hash_json
 from posttrain.pipeline.launch import launch, preload
 from posttrain.pipeline.metrics import MetricsTail, read_stages
 from posttrain.pipeline.parts import config_hash
-from posttrain.pipeline.plan import Selection, demand, plan, select, standing
+from posttrain.pipeline.plan import Selection, demand, plan, select, standing, workers_demand
 from posttrain.pipeline.progress import Progress
 from posttrain.pipeline.work import DEFAULT_STEPS, WorkOrder
 from posttrain.stages.metrics import log_restart
@@ -200,10 +200,13 @@ class Execution:
                 demand(self.config, node), (capacity.cpus, capacity.gpus), ("CPU cores", "GPUs"), ("cpus", "gpus"), strict=True
             ):
                 if need > has:
+                    change = f"lower num_workers or {option}_per_worker"
+                    if option == "gpus" and need > workers_demand(self.config, node)[1]:
+                        change += ", or write 0 for the reward's actor_gpus"
                     raise UserError(
                         f"stage '{node.stage}' needs {need} {what} at once, and there are {has}",
                         where="resources",
-                        instead=f"lower num_workers or {option}_per_worker",
+                        instead=change,
                     )
 
     def _start_ready(self, capacity: Capacity) -> None:
@@ -254,7 +257,7 @@ class Execution:
             job=job,
             folder=self.folder.node_folder(node),
             threads=self.config.resources.cpus_per_worker,
-            gpus=demand(self.config, node)[1] > 0,
+            gpus=workers_demand(self.config, node)[1] > 0,
             log=stage_folder / "logs" / f"{node.step}.log",
             lock=self.folder.worker_lock_path,
             directory=Path.cwd(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from posttrain.config.names import suggest
 from posttrain.config.reward_schema import RewardSection
 from posttrain.data.formats import Record, prompt_key
 from posttrain.pipeline.answer_files import sample_of
-from posttrain.pipeline.files import write_atomically
+from posttrain.pipeline.files import write_json_lines
 from posttrain.pipeline.folder import RunFolder
 from posttrain.pipeline.intervals import bootstrap_mean, wilson
 from posttrain.pipeline.report import read_run
@@ -178,10 +177,8 @@ def score_records(reward: RewardModel, records: Sequence[Record]) -> list[Scored
 
 
 def write_breakdowns(path: Path, answers: Sequence[ScoredAnswer]) -> None:
-    """One JSON line an answer, in order. UserError where the folder does not exist."""
-    if not path.parent.is_dir():
-        raise UserError("no such folder", where=str(path.parent), instead="make it first")
-    write_atomically(path, "".join(json.dumps(answer.to_json(), ensure_ascii=False) + "\n" for answer in answers))
+    """One JSON line an answer, in order. UserError where the file cannot be written."""
+    write_json_lines(path, (answer.to_json() for answer in answers))
 
 
 def measures_of(breakdown: RewardBreakdown) -> dict[str, float]:
@@ -257,10 +254,9 @@ def compare(first: Sequence[ScoredAnswer], second: Sequence[ScoredAnswer], seed:
     Raises:
         UserError: they share no prompt.
     """
+    shared_prompts([answer.record for answer in first], [answer.record for answer in second])
     one, other = _by_prompt(first), _by_prompt(second)
     shared = [key for key in one if key in other]
-    if not shared:
-        raise UserError("the two files have no prompt in common", instead="--compare wants answers to the same prompts")
     names = dict.fromkeys(name for key in shared for name in one[key] if name in other[key])
     return {
         name: _wins([one[key][name] - other[key][name] for key in shared if name in one[key] and name in other[key]], seed)
@@ -268,9 +264,15 @@ def compare(first: Sequence[ScoredAnswer], second: Sequence[ScoredAnswer], seed:
     }
 
 
-def shared_prompts(first: Sequence[ScoredAnswer], second: Sequence[ScoredAnswer]) -> tuple[int, int]:
-    """Prompts that both files answer, and prompts that only one of them does."""
-    one, other = ({prompt_key(answer.record) for answer in answers} for answers in (first, second))
+def shared_prompts(first: Sequence[Record], second: Sequence[Record]) -> tuple[int, int]:
+    """Prompts that both files answer, and prompts that only one of them does.
+
+    Raises:
+        UserError: they share no prompt.
+    """
+    one, other = ({prompt_key(record) for record in records} for records in (first, second))
+    if not one & other:
+        raise UserError("the two files have no prompt in common", instead="--compare wants answers to the same prompts")
     return len(one & other), len(one ^ other)
 
 
@@ -318,7 +320,8 @@ def wins_table(wins: Mapping[str, Wins], unshared: int) -> Table:
         for name, found in wins.items()
     )
     columns = ("measure", "prompts", "wins / ties / losses", "share won", "95 % interval", "mean lead")
-    note = f"{unshared} prompts stand in one file alone and are left out." if unshared else ""
+    several = "prompt stands in one file alone and is" if unshared == 1 else "prompts stand in one file alone and are"
+    note = f"{unshared} {several} left out." if unshared else ""
     return Table("First file against second", columns, rows, note)
 
 

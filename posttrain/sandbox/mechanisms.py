@@ -79,17 +79,33 @@ class Bubblewrap:
             options += ["--perms", "0755", "--dir", folder]
         for path in order.visible:
             options += ["--symlink", os.readlink(path), path] if os.path.islink(path) else ["--ro-bind", path, path]
+        for path in order.hidden:
+            options += ["--tmpfs", path, "--remount-ro", path]
         for name in _CODE:
             options += ["--ro-bind", str(_PACKAGE / name), f"{_INSIDE}/posttrain/{name}"]
         for name in DEVICES:
             options += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]
         for link, target in LINKS.items():
             options += ["--symlink", target, link]
-        options += ["--proc", "/proc", "--size", str(int(order.limits["disk_bytes"])), "--perms", "0700", "--tmpfs", HOME]
+        options += ["--proc", "/proc", *_cover_facts_about_the_host()]
+        options += ["--size", str(int(order.limits["disk_bytes"])), "--perms", "0700", "--tmpfs", HOME]
         return [*options, "--remount-ro", "/", "--chdir", HOME]
 
 
-MECHANISMS: dict[str, Mechanism] = {mechanism.name: mechanism for mechanism in (Bubblewrap(), Namespaces())}
+def _cover_facts_about_the_host() -> list[str]:
+    """Options that leave of bubblewrap's /proc only processes, as the option "subset=pid" does in a sandbox of our own."""
+    options = []
+    for entry in sorted(Path("/proc").iterdir()):
+        if entry.name.isdigit() or entry.is_symlink():  # `self` and its like lead to a process
+            continue
+        # A device where no device can be opened: every attempt is refused.
+        options += (
+            ["--tmpfs", str(entry), "--remount-ro", str(entry)] if entry.is_dir() else ["--ro-bind", "/dev/null", str(entry)]
+        )
+    return options
+
+
+MECHANISMS: dict[str, Mechanism] = {mechanism.name: mechanism for mechanism in (Namespaces(), Bubblewrap())}
 """By name, the preferred one first."""
 
 

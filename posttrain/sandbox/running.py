@@ -13,6 +13,7 @@ import selectors
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from posttrain.config.errors import UserError
@@ -22,7 +23,7 @@ from posttrain.sandbox.contained.seccomp import MACHINES
 from posttrain.sandbox.diagnosis import advice
 from posttrain.sandbox.mechanisms import MECHANISMS, outer_id, python_version_is_enough
 from posttrain.sandbox.types import INTERPRETER, Limits, Outcome, Program, Status
-from posttrain.sandbox.visible import environment, interpreter, visible
+from posttrain.sandbox.visible import environment, hidden, interpreter, visible
 
 _SETUP_SECONDS = 60.0  # until the program starts; long, since the machine may be busy training
 _DRAIN_SECONDS = 5.0  # from the end of the sandbox to the end of its output
@@ -62,7 +63,7 @@ def unavailable(mechanism: str) -> str | None:
     return f"a trial program ended as {outcome.status}: {outcome.reason}"
 
 
-def run(program: Program, limits: Limits | None = None, mechanism: str | None = None) -> Outcome:
+def run(program: Program, limits: Limits | None = None, mechanism: str | None = None, shown: Sequence[str] = ()) -> Outcome:
     """Runs a program in a sandbox of its own and waits for it.
 
     It sees the system's programs and libraries and this Python, read-only, and its own folder; no other file, no network, no
@@ -71,7 +72,8 @@ def run(program: Program, limits: Limits | None = None, mechanism: str | None = 
     Args:
         program: what to run.
         limits: what it may use; None takes the defaults.
-        mechanism: "bubblewrap" or "namespaces"; None takes the first that works.
+        mechanism: "namespaces" or "bubblewrap"; None takes the first that works.
+        shown: further folders of the host that it can read, without links in their names.
 
     Returns:
         What became of it. A program that misbehaves is an outcome, never an exception.
@@ -87,39 +89,53 @@ def run(program: Program, limits: Limits | None = None, mechanism: str | None = 
     if chosen is None:
         reasons = "; ".join(f"{name}: {unavailable(name)}" for name in names)
         raise UserError("untrusted programs cannot be run contained on this machine", instead=reasons)
-    return _run(program, limits or Limits(), chosen)
+    return _run(program, limits or Limits(), chosen, shown)
 
 
-def _run(program: Program, limits: Limits, mechanism: str) -> Outcome:
+def _run(program: Program, limits: Limits, mechanism: str, shown: Sequence[str] = ()) -> Outcome:
     argv = [interpreter(), *program.argv[1:]] if program.argv[0] == INTERPRETER else list(program.argv)
     files = {name: _bytes(content) for name, content in program.files.items()}
-    order = Order(argv, environment(), files, vars(limits), visible(), outer_id(), os.getpid())
+    order = Order(argv, environment(), files, vars(limits), [*visible(), *shown], hidden(), outer_id(), os.getpid())
     order_fd = os.memfd_create("order")
     report_read, report_write = os.pipe()
     stop_read, stop_write = os.pipe()
     inherited = (order_fd, report_write, stop_read)
     stdin_fd = _sealed(_bytes(program.stdin))
+    process: subprocess.Popen[bytes] | None = None
     try:
-        command, order = MECHANISMS[mechanism].prepare(order, inherited)
-        _write_all(order_fd, order.written())
-        process = subprocess.Popen(
-            command,
-            stdin=stdin_fd,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            pass_fds=inherited,
-            env={},
-            cwd="/",
-            start_new_session=True,
-        )
-    except BaseException:
-        os.close(report_read)
-        os.close(stop_write)
+        try:
+            command, order = MECHANISMS[mechanism].prepare(order, inherited)
+            _write_all(order_fd, order.written())
+            process = subprocess.Popen(
+                command,
+                stdin=stdin_fd,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                pass_fds=inherited,
+                env={},
+                cwd="/",
+                start_new_session=True,
+            )
+        finally:
+            for descriptor in (*inherited, stdin_fd):
+                os.close(descriptor)
+        return _Supervision(process, report_read, stop_write, limits).outcome()
+    except BaseException:  # an interrupt may come at any place
+        if process is not None:
+            _kill(process)
         raise
     finally:
-        for descriptor in (*inherited, stdin_fd):
-            os.close(descriptor)
-    return _Supervision(process, report_read, stop_write, limits).outcome()
+        os.close(report_read)
+        os.close(stop_write)
+        for pipe in (process.stdout, process.stderr) if process is not None else ():
+            assert pipe is not None
+            pipe.close()
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Ends a launcher. Its death takes the first process with it, and that takes all others, a little later."""
+    process.kill()
+    process.wait()
 
 
 def _bytes(content: str | bytes) -> bytes:
@@ -152,23 +168,18 @@ class _Supervision:
     chunks: dict[str, bytearray] = field(
         default_factory=lambda: {"stdout": bytearray(), "stderr": bytearray(), "report": bytearray()}
     )
-    end: list[str] = field(default_factory=list)  # the last report, in words
+    end: list[str] = field(default_factory=list)  # the last report, in words; that of a failed setup stays
     started: float | None = None
     stopped: Status | None = None
 
     def outcome(self) -> Outcome:
-        """Waits for the end and says what it was. Whatever happens, nothing of the sandbox is left."""
+        """Waits for the end and says what it was. Whatever happens, no process of the sandbox is left."""
         begun = time.monotonic()
         try:
             self._read(begun)
             seconds = time.monotonic() - (self.started or begun)
         finally:
             self._end()
-            for pipe in (self.process.stdout, self.process.stderr):
-                assert pipe is not None
-                pipe.close()
-            os.close(self.report_fd)
-            os.close(self.stop_fd)
         status, code, reason = self._judge()
         stdout, stderr = bytes(self.chunks["stdout"]), bytes(self.chunks["stderr"])
         return Outcome(status, code, stdout, stderr, seconds, reason)
@@ -215,7 +226,7 @@ class _Supervision:
         for line in lines:
             if line == b"started":
                 self.started = time.monotonic()
-            else:
+            elif self.end[:1] != ["setup"]:  # a child that failed to become the program ends too, and that is reported next
                 self.end = line.decode(errors="replace").split()
         return True
 
@@ -228,9 +239,7 @@ class _Supervision:
         try:
             self.process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:
-            # The launcher's death takes the first process with it, and that takes all others, a little later.
-            self.process.kill()
-            self.process.wait()
+            _kill(self.process)
 
     def _judge(self) -> tuple[Status, int | None, str]:
         """Status, exit status and reason, from what was reported and what was done."""

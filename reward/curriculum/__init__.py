@@ -6,7 +6,7 @@ this one is our own.
 
 from posttrain.reward.curriculum.adversarial import adversarial_pairs
 from posttrain.reward.curriculum.difficulty import BUCKETS, buckets, disagreement_of, pair_difficulty
-from posttrain.reward.curriculum.order import bucket_schedule, competence, plan_order, planned_mixture
+from posttrain.reward.curriculum.order import bucket_schedule, competence, plan_order
 
 __all__ = [
     "BUCKETS",
@@ -17,5 +17,4 @@ __all__ = [
     "disagreement_of",
     "pair_difficulty",
     "plan_order",
-    "planned_mixture",
 ]

@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from posttrain.config.errors import UserError
 from posttrain.config.reward_schema import CurriculumSection, PhaseSection
 from posttrain.config.schedule import WeightSchedule
 from posttrain.data.mixture import sample_schedule
-from posttrain.reward.curriculum.difficulty import BUCKETS
 
 logger = logging.getLogger(__name__)
 
@@ -95,28 +93,6 @@ def competence(progress: float, initial: float) -> float:
         initial: share that is open at the start, in (0, 1].
     """
     return min(1.0, math.sqrt(progress * (1 - initial**2) + initial**2))
-
-
-def planned_mixture(order: Sequence[int], buckets: Sequence[str], bins: int) -> list[dict[str, float]]:
-    """How the mixture moves along an order: the share of each bucket in equal parts of it.
-
-    Args:
-        order: what `plan_order` returned.
-        buckets: bucket of each pair.
-        bins: parts; fewer where the order has fewer places.
-
-    Returns:
-        For each part, the share of every bucket that has pairs, from easy to hard; they sum to 1.
-    """
-    bins = min(bins, len(order))
-    present = set(buckets)
-    names = [bucket for bucket in BUCKETS if bucket in present] + sorted(present - set(BUCKETS))
-    result = []
-    for part in range(bins):
-        places = order[len(order) * part // bins : len(order) * (part + 1) // bins]
-        drawn = Counter(buckets[pair] for pair in places)
-        result.append({name: drawn[name] / len(places) for name in names})
-    return result
 
 
 def _by_phases(buckets: Sequence[str], phases: Mapping[str, PhaseSection], total: int, seed: int) -> list[int]:

@@ -16,6 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 
+BOUND = 1.96
+"""Standard errors of a 95 % interval; a fall beyond them is the onset."""
+
 
 @dataclass(frozen=True)
 class BestOfN:
@@ -27,8 +30,8 @@ class BestOfN:
         gold: expected gold score of that answer.
         gold_low, gold_high: the gold curve less and plus 1.96 standard errors over prompts (bootstrap).
         kl: nats between choosing the best of n and drawing one: log n - (n - 1) / n.
-        onset: the first n whose gold score lies below the best one at a smaller n by more than the standard error of that
-            fall; None where there is none.
+        onset: the first n whose gold score lies below the best one at a smaller n by more than 1.96 standard errors of
+            that fall; None where there is none.
     """
 
     ns: tuple[int, ...]
@@ -74,8 +77,8 @@ def best_of_n(proxy: ArrayLike, gold: ArrayLike, resamples: int = 1000, seed: in
         ns,
         tuple(of_proxy.mean(axis=1).tolist()),
         tuple(mean.tolist()),
-        tuple((mean - 1.96 * error).tolist()),
-        tuple((mean + 1.96 * error).tolist()),
+        tuple((mean - BOUND * error).tolist()),
+        tuple((mean + BOUND * error).tolist()),
         tuple(math.log(n) - (n - 1) / n for n in ns),
         _onset(ns, mean, resampled),
     )
@@ -118,6 +121,6 @@ def _onset(ns: Sequence[int], mean: Array, resampled: Array) -> int | None:
         # Both means are of the same prompts, so the error of their difference is what counts.
         error = float((resampled[best] - resampled[number]).std(ddof=1))
         fall = float(mean[best] - mean[number])
-        if fall > error and fall > 1e-12 * max(1.0, abs(float(mean[best]))):
+        if fall > BOUND * error and fall > 1e-12 * max(1.0, abs(float(mean[best]))):
             return ns[number]
     return None

@@ -5,6 +5,7 @@ Source: temperature scaling and the expected calibration error, Guo et al. 2017 
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -41,8 +42,8 @@ class Calibration:
         temperature: margins divided by it are the best calibrated.
         ece_before: expected calibration error at temperature 1, in [0, 1].
         ece_after: the same at `temperature`.
-        bins: at `temperature`, without empty ones, confidence rising. Together with both errors they are of the odd-numbered
-            pairs, which the temperature was not fitted on.
+        bins: at `temperature`, without empty ones, confidence rising. Together with both errors they are of the half of the
+            pairs that the temperature was not fitted on.
         bins_before: at temperature 1.
         count: pairs in the bins.
     """
@@ -60,7 +61,9 @@ class Calibration:
 
 
 def calibrate(margins: Sequence[float], bins: int = 10) -> Calibration:
-    """Fit a temperature on the even-numbered pairs, and measure calibration on the odd-numbered ones.
+    """Fit a temperature on one half of the pairs, and measure calibration on the other.
+
+    The halves are drawn, by a fixed seed: sources follow each other in a fixed pattern, and neighbours would split along it.
 
     The confidence of a pair is sigmoid(|margin| / T), and it is right where the margin is above 0; a margin of 0 is right by
     half. T minimises the mean of softplus(-margin / T) within `TEMPERATURES`.
@@ -79,10 +82,17 @@ def calibrate(margins: Sequence[float], bins: int = 10) -> Calibration:
         raise ValueError("a margin is not finite")
     if bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins}")
-    temperature = fit_temperature(values[0::2])
-    held = values[1::2]
+    fitted, measured = halves(values.size)
+    temperature = fit_temperature(values[fitted])
+    held = values[measured]
     before, after = reliability(held, 1.0, bins), reliability(held, temperature, bins)
     return Calibration(temperature, expected_error(before), expected_error(after), after, before, int(held.size))
+
+
+def halves(count: int) -> tuple[list[int], list[int]]:
+    """Places of the pairs that the temperature is fitted on, and of those that calibration is measured on."""
+    drawn = random.Random(0).sample(range(count), count)
+    return drawn[0::2], drawn[1::2]
 
 
 def fit_temperature(margins: Array) -> float:

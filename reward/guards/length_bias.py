@@ -1,4 +1,4 @@
-"""Length bias: how far a reward takes the longer answer for the better one, and scores with that taken out."""
+"""Length bias: how far a reward takes the longer answer for the better one."""
 
 from __future__ import annotations
 
@@ -76,23 +76,6 @@ def length_bias(score_margins: Sequence[float], length_margins: Sequence[float])
         corrected_accuracy=_right(scores - slope * lengths) or 0.0,
         count=int(scores.size),
     )
-
-
-def corrected(scores: Sequence[float], lengths: Sequence[float], slope: float) -> list[float]:
-    """Scores with `slope` times the length taken off, around the mean length, so that their mean stays.
-
-    Args:
-        scores: of answers.
-        lengths: of the same answers, in tokens.
-        slope: score a token, `LengthBias.slope`.
-
-    Raises:
-        ValueError: numbers of different count.
-    """
-    if len(scores) != len(lengths):
-        raise ValueError(f"{len(scores)} scores and {len(lengths)} lengths")
-    mean = sum(lengths) / len(lengths) if lengths else 0.0
-    return [score - slope * (length - mean) for score, length in zip(scores, lengths, strict=True)]
 
 
 def _right(margins: Array) -> float | None:

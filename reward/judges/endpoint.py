@@ -136,6 +136,8 @@ class Endpoint:
             reply = await ask(client, self._url, payload, patience, seed=key, slots=slots, sent=sent)
         except Failure as failure:
             return Verdict(None, model, problem=failure.problem)
+        except Exception as error:  # whatever a library raises, one question without a verdict must not cost the others theirs
+            return Verdict(None, model, problem=f"{type(error).__name__}: {error}"[:SHOWN])
         self._add(self._price(reply))
         shown = reply.text[-SHOWN:]
         try:
@@ -143,8 +145,17 @@ class Endpoint:
         except Unreadable as unreadable:
             cut = f"; it was cut at max_new_tokens ({self.section.max_new_tokens})" if reply.cut else ""
             return Verdict(None, model, shown, f"{unreadable}{cut}")
-        self._cache.put(key, reply.text)
+        except Exception as error:
+            return Verdict(None, model, shown, f"reading the reply failed ({type(error).__name__}: {error})"[:SHOWN])
+        await self._keep(key, reply.text)
         return Verdict(values, model, shown)
+
+    async def _keep(self, key: str, text: str) -> None:
+        """Write to the cache off the event loop: a slow disk must hold up neither other questions nor the deadline."""
+        try:
+            await asyncio.to_thread(self._cache.put, key, text)
+        except Exception as error:
+            _LOG.warning("judge %s: a verdict could not be kept (%s: %s)", self.name, type(error).__name__, error)
 
     def _client(self) -> httpx2.AsyncClient:
         """A client for one batch: a judge then holds no sockets, and can be used from any thread."""

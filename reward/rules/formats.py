@@ -15,7 +15,8 @@ from posttrain.reward.rules.rule import Outcome, compare, rule
 IFEVAL_OPTIONS = ["My answer is yes.", "My answer is no.", "My answer is maybe."]
 """What IFEval's `constrained_response` asks for; its records do not carry the options."""
 
-_BULLET = re.compile(r"^[ \t]*(?:\*(?!\*)|-(?!-))[ \t]*\S.*$", re.M)
+# As IFEval has them: a line of dashes counts, a line that begins with two asterisks does not.
+_BULLETS = (re.compile(r"^[^\S\n]*\*[^*].*$", re.M), re.compile(r"^[^\S\n]*-.*$", re.M))
 _HIGHLIGHT = re.compile(r"\*\*([^\n*]+)\*\*|\*([^\n*]+)\*")
 _TITLE = re.compile(r"<<([^\n<>]+)>>")
 _FENCE = re.compile(r"```(?:json)?", re.I)
@@ -25,7 +26,7 @@ _PATTERN_SECONDS = 1.0
 @rule("detectable_format:number_bullet_lists")
 def number_bullet_lists(answer: str, *, num_bullets: int) -> Outcome:
     """Exactly so many lines that begin with `*` or `-`."""
-    return compare(len(_BULLET.findall(answer)), "exactly", num_bullets, "bullet points")
+    return compare(sum(len(bullet.findall(answer)) for bullet in _BULLETS), "exactly", num_bullets, "bullet points")
 
 
 @rule("detectable_format:constrained_response")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 from posttrain.reward.rules.rule import Outcome, Relation, compare, rule
 from posttrain.reward.rules.text import blank_line_paragraphs, divided_paragraphs, sentences, words
 
-_MARKS = ".,?!'\"“”‘’:;*_#()"
+_FIRST_WORD = re.compile(r"'*\"*([^\s.,?!'\"]*)")  # IFEval's: up to the first of its marks, quotes before it aside
 
 
 @rule("length_constraints:number_words")
@@ -37,10 +39,15 @@ def number_paragraphs(answer: str, *, num_paragraphs: int) -> Outcome:
 
 @rule("length_constraints:nth_paragraph_first_word")
 def nth_paragraph_first_word(answer: str, *, num_paragraphs: int, nth_paragraph: int, first_word: str) -> Outcome:
-    """Exactly so many paragraphs, divided by blank lines, and the n-th (from 1) begins with a word; case and marks aside."""
+    """Exactly so many paragraphs, divided by empty lines, and the n-th (from 1) begins with a word; case and marks aside.
+
+    As in IFEval empty paragraphs are not counted, but take a place: in "a", four line ends and "b", the second is empty.
+    """
     paragraphs = blank_line_paragraphs(answer)
-    count = compare(len(paragraphs), "exactly", num_paragraphs, "paragraphs")
-    if not count.kept or not 1 <= nth_paragraph <= len(paragraphs):
+    filled = sum(1 for paragraph in paragraphs if paragraph)
+    count = compare(filled, "exactly", num_paragraphs, "paragraphs")
+    if not count.kept or not 1 <= nth_paragraph <= filled or not paragraphs[nth_paragraph - 1]:
         return Outcome(False, count.reason if not count.kept else f"there is no paragraph {nth_paragraph}")
-    found = paragraphs[nth_paragraph - 1].split()[0].strip(_MARKS)
+    match = _FIRST_WORD.match(paragraphs[nth_paragraph - 1])
+    found = match[1] if match else ""
     return Outcome(found.lower() == first_word.strip().lower(), f"paragraph {nth_paragraph} begins with '{found}'")

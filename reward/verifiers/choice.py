@@ -38,9 +38,9 @@ class ChoiceVerifier:
     """Compares the option that the answer names with the expected one.
 
     `answer` of the record is a letter ("B", "(B)") or, where `metadata` lists the `choices`, an option's text. The answer is read
-    at the first of these places that names anything: boxes (`\\boxed{B}`), statements ("Answer: B", "the answer is (B)", "the
-    correct option is B"), letters as options are written ("(B)", "option B", "B." before a line), and the options' texts. An
-    answer that names several different options there is wrong: hedging must not pay.
+    at the first of these places that names anything: boxes (`\\boxed{B}`), the last of the statements ("Answer: B", "the answer
+    is (B)", "the correct option is B") that names any, letters as options are written ("(B)", "option B", "B." before a line),
+    and the options' texts. An answer that names several different options there is wrong: hedging must not pay.
     """
 
     name = "choice"
@@ -78,7 +78,8 @@ def read_choice(answer: str, choices: Sequence[str] = ()) -> tuple[str, list[str
     statements = [text[match.end() : match.end() + _STATEMENT].split("\n", 1)[0] for match in _STATED.finditer(text)]
     places = (
         ("boxed", [_named(box, choices, allowed) for box in _BOXED.findall(text)]),
-        ("statement", [_named(statement, choices, allowed) for statement in statements]),
+        # A later statement takes an earlier one back ("I thought the answer is B. But the answer is C.").
+        ("statement", [named for statement in statements if (named := _named(statement, choices, allowed))][-1:]),
         ("letter", [_alone(text, allowed) or _mentioned(text, allowed)]),
         ("text", [_texts(text, choices)]),
     )

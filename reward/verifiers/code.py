@@ -53,7 +53,7 @@ class CodeVerifier:
 
     Args:
         limits: of each test.
-        seconds: for all tests of an answer together; those that have not begun by then fail.
+        seconds: for all tests of an answer together; those that have not begun by then are not judged.
         workers: tests at once.
     """
 
@@ -64,7 +64,7 @@ class CodeVerifier:
         self.workers = workers or min(4, os.cpu_count() or 1)
 
     def verify(self, sample: Sample) -> LevelScore:
-        """Score the share of tests passed, each with its reason in the evidence; None where one cannot be judged.
+        """Score the share of tests passed, each with its reason in the evidence; None where none failed and one cannot be judged.
 
         Raises:
             UserError: the record's tests are missing or malformed, or no sandbox can be made here.
@@ -76,13 +76,14 @@ class CodeVerifier:
             results = list(pool.map(lambda test: self._judge(program, test, deadline), tests))
         passed = sum(result.passed is True for result in results)
         evidence: dict[str, Any] = {"passed": passed, "of": len(tests), "tests": _shown(tests, results)}
-        if any(result.passed is None for result in results):
+        outcomes = {result.passed for result in results}
+        if None in outcomes and False not in outcomes:
             return verdict(None, evidence)
         return verdict(passed / len(tests), evidence)
 
     def _judge(self, program: str, test: Case, deadline: float) -> Result:
         if time.monotonic() > deadline:
-            return Result(False, "not run", f"the {self.seconds:g} s for all tests were over")
+            return Result(None, "not run", f"the {self.seconds:g} s for all tests were over")
         try:
             return self._run(program, test)
         except SandboxError as error:

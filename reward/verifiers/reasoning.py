@@ -6,6 +6,7 @@ from tokenize import TokenError
 
 from posttrain.data import reasoning
 from posttrain.reward.types import LevelScore, Sample
+from posttrain.reward.verifiers.reasoning_contained import EVALUATING, check_uncontained, score_contained
 from posttrain.reward.verifiers.verdict import required, verdict
 
 # What a scorer may raise on an answer it cannot read. The answer is then not right, whatever was meant by it.
@@ -26,8 +27,8 @@ _UNREADABLE = (
 class ReasoningGymVerifier:
     """Scores with the scorer of the reasoning-gym task that made the record.
 
-    Some of the library's scorers evaluate the answer as an expression (`binary_matrix`, `n_queens`, those on sympy), so
-    answers of models that are not trusted should be scored in a process that has nothing to lose.
+    Some of the library's scorers evaluate the answer as a program (countdown, puzzle24, n_queens, ...). Those run in a sandbox, a
+    process for each answer; see reasoning_contained.py. All others run here.
     """
 
     name = "reasoning_gym"
@@ -35,12 +36,20 @@ class ReasoningGymVerifier:
     def verify(self, sample: Sample) -> LevelScore:
         """Score in [0, 1], 1 for a right answer; None, with the reason, where the scorer cannot read the answer.
 
+        An answer that does more than to be evaluated, or takes too long to be, scores 0 with the reason.
+
         Raises:
-            UserError: the record's `metadata` is missing or no entry of a known task.
+            UserError: the record's `metadata` is missing or no entry of a known task, or the task needs a sandbox and none can be
+                made here.
         """
-        metadata = required(sample, "metadata")
+        entry = reasoning.read_entry(required(sample, "metadata"))
+        if entry.task in EVALUATING:
+            contained, evidence = score_contained(sample.answer, entry)
+            return verdict(contained, {"expected": sample.reference.get("answer", ""), **evidence})
         try:
-            score = reasoning.score(sample.answer, metadata)
+            if reason := check_uncontained(sample.answer, entry):
+                return verdict(0.0, {"reason": f"the answer {reason}"})
+            score = reasoning.score(sample.answer, entry)
         except _UNREADABLE as error:
             return verdict(None, {"unreadable": f"{type(error).__name__}: {error}"[:200]})
         return verdict(score, {"expected": sample.reference.get("answer", "")})

@@ -299,18 +299,40 @@ def test_a_file_that_is_none_is_refused(
     [
         (["score"], "a reward model and a file are needed"),
         (["score", "MODEL", "FILE", "--judge", "http://x"], "--judge: means nothing without --documents"),
+        (["score", "MODEL", "FILE", "--judge-model", "m"], "--judge-model: means nothing without --documents"),
+        (["score", "MODEL", "FILE", "--judge-key", "KEY"], "--judge-key: means nothing without --documents"),
+        (["score", "MODEL", "FILE", "--floor", "0.1"], "--floor: means nothing without --documents; leave it out"),
+        (["score", "MODEL", "FILE", "--seed", "0"], "--seed: means nothing without --compare; add --compare, or leave it out"),
         (["score", "MODEL", "FILE", "--reward", "config.yaml"], "--reward config.yaml: names no stage"),
         (["score", "MODEL", "FILE", "--reward", "CONFIG:sft2"], "no stage 'sft2' with a reward"),
         (["score", "MODEL", "FILE", "--output", "no/where/out.jsonl"], "no/where: no such folder"),
+        # Before the model is opened: there is none.
+        (["score", "NONE", "FILE", "--output", "no/where/out.jsonl"], "no/where: no such folder; make it first"),
+        (["score", "NONE", "FILE", "--output", "FOLDER"], "FOLDER: a folder, not a file"),
+        (["score", "NONE", "--documents", "DOCS", "--output", "FOLDER"], "FOLDER: a folder, not a file"),
+        (["score", "NONE", "FILE", "--compare", "OTHERS"], "have no prompt in common"),
         (["score", "MODEL", "FILE", "--compare", "PAIRS"], "--compare: pairs cannot be compared"),
         (["score", "MODEL", "FILE", "--compare", "OTHERS"], "have no prompt in common"),
         (["score", "MODEL", "FILE", "--format", "rm_bench"], "FILE: record 1:"),
         (["score", "MODEL", "FILE", "--format", "rm_bench", "--compare", "FILE"], "--compare: means nothing for a benchmark"),
+        (["score", "MODEL", "FILE", "--format", "rm_bench", "--trees", "3"], "--trees: means nothing for a benchmark's format"),
+        (["score", "MODEL", "FILE", "--format", "rm_bench", "--seed", "1"], "--seed: means nothing for a benchmark's format"),
+        (["score", "MODEL", "FILE", "--format", "rm_bench", "--reward", "CONFIG:sft2"], "error: --reward "),
+        (["score", "NONE", "FILE", "--format", "rm_bench"], "error: NONE: no such folder"),
         (["score", "--documents", "FILE"], "--documents: one grader is needed"),
         (["score", "SCALAR", "--documents", "DOCS"], "the reward model has no head for depth and helpfulness"),
         (["score", "MODEL", "--documents", "FILE"], "document 1 has no text (columns: answer, completion, prompt, verifier)"),
         (["score", "MODEL", "--documents", "DOCS", "--floor", "0"], "--floor: must be above 0"),
         (["score", "--documents", "DOCS", "--judge", "http://127.0.0.1:9/v1"], "add --judge-model NAME"),
+        (
+            ["score", "MODEL", "--documents", "DOCS", "--judge-key", "KEY"],
+            "--judge-key: means nothing without --judge; add --judge",
+        ),
+        (["score", "MODEL", "--documents", "DOCS", "--judge-model", "m"], "--judge-model: means nothing without --judge"),
+        (["score", "MODEL", "--documents", "DOCS", "--format", "trl"], "--format: means nothing beside --documents"),
+        (["score", "MODEL", "--documents", "DOCS", "--trees", "3"], "--trees: means nothing beside --documents"),
+        (["score", "MODEL", "--documents", "DOCS", "--seed", "0"], "--seed: means nothing beside --documents"),
+        (["score", "MODEL", "--documents", "BYTES"], "BYTES:3: not UTF-8 (byte 0)"),
         (["score", "MODEL", "FILE", "--documents", "DOCS"], "FILE: means nothing beside --documents"),
     ],
 )
@@ -327,5 +349,8 @@ def test_a_mistake_on_the_command_line_gives_one_line(
     }
     if "SCALAR" in words:
         places["SCALAR"] = write_reward_model(tmp_path / "scalar", Heads(("correctness",)))
+    (tmp_path / "FOLDER").mkdir()
+    (tmp_path / "BYTES").write_bytes(b'{"text": "a"}\n  \n\xff\n')
+    places |= {name: tmp_path / name for name in ("FOLDER", "BYTES")}
     expected = said.replace("FILE: record", f"{answers}: record")
     assert expected in error([places.get(word, word) for word in words], capsys)

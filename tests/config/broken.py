@@ -109,8 +109,44 @@ BROKEN = [
     by_override(
         "gate without evidence",
         "stages.rl.reward.gates={harmlessness: 0.5}",
-        "add a judge of harmlessness",
+        "add a constitution judge of harmlessness",
         key="stages.rl.reward.gates.harmlessness",
+    ),
+    by_override(
+        "gate with a judge that needs a reference",
+        "stages.rl.reward={gates: {harmlessness: 0.5},"
+        " judges: {a: {kind: consistency, dimension: harmlessness, url: http://127.0.0.1/v1, model: m}}}",
+        "add a constitution judge of harmlessness",
+        key="stages.rl.reward.gates.harmlessness",
+    ),
+    by_override(
+        "constitution of a judge of consistency",
+        "stages.rl.reward.judges={a: {kind: consistency, dimension: correctness, url: http://127.0.0.1/v1, model: m,"
+        " constitution: b.yaml}}",
+        "write kind: constitution",
+        key="stages.rl.reward.judges.a.constitution",
+    ),
+    by_override("heads that weigh nothing", "stages.rl.reward.weights={truthfulness: 1}", "weigh one of them"),
+    by_override("a dimension twice", "stages.reward.dimensions=[style, depth, style]", "name each dimension once"),
+    by_override(
+        "reward stage after a reward stage, without pairs",
+        "stages.second={kind: reward, init: reward, data: {addition/train: 1}, heldout: {addition/pairs: 1}, steps: 1}",
+        "name a source of pairs",
+        key="stages.second.data.addition/train",
+    ),
+    by_override(
+        "reward stage after one of other heads",
+        "stages.second={kind: reward, init: reward, data: {addition/train: 1}, heldout: {addition/pairs: 1}, steps: 1,"
+        " dimensions: [style]}",
+        "write dimensions: [correctness]",
+        key="stages.second.dimensions",
+    ),
+    by_override(
+        "reward stage after one of another ensemble",
+        "stages.second={kind: reward, init: reward, data: {addition/train: 1}, heldout: {addition/pairs: 1}, steps: 1,"
+        " ensemble: 4}",
+        "write 1, or start from a language model",
+        key="stages.second.ensemble",
     ),
     by_override(
         "weights of 0",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from posttrain.cli import main
-from posttrain.config import UserError, load_config
+from posttrain.config import UserError, load_config, machine_checks
 from posttrain.config.machine_checks import gpus
 from tests.config.broken import BROKEN, Broken
 from tests.config.examples import VALID, write_valid
@@ -102,6 +102,42 @@ def test_more_gpus_than_there_are_is_refused(tmp_path: Path, capsys: pytest.Capt
     path = write_valid(tmp_path)
     line = refused(capsys, "plan", str(path), "resources.gpus_per_worker=1")
     assert "resources.gpus_per_worker: num_workers 1 times 1 asks for 1 GPUs, this machine has 0; write 0" in line
+
+
+@pytest.mark.parametrize(
+    ("present", "each", "workers", "stage", "share", "told"),
+    [
+        (1, 1, 1, "rl", 0.5, "workers take 1 GPUs and the reward's actor needs room on one more, this machine has 1; write 0"),
+        (2, 1, 2, "rl", 0.5, "workers take 2 GPUs"),
+        (1, 1, 1, "dpo", 0.5, "workers take 1 GPUs"),
+        (0, 0, 1, "rl", 0.5, "workers take 0 GPUs"),
+        (2, 1, 1, "rl", 1, None),
+        (2, 1, 2, "dpo", 0.5, None),  # one process prepares, and training scores nothing
+        (1, 0, 1, "rl", 0.5, None),
+        (1, 1, 1, "rl", 0, None),
+    ],
+)
+def test_a_rewards_actor_must_find_a_gpu_beside_the_workers(
+    present: int,
+    each: int,
+    workers: int,
+    stage: str,
+    share: float,
+    told: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(machine_checks, "gpus", lambda: present)
+    monkeypatch.setattr(machine_checks, "cores", lambda: 8)
+    path = write_valid(tmp_path)
+    resources = [f"resources.gpus_per_worker={each}", f"resources.num_workers={workers}"]
+    batches = [f"stages.{name}.batch_size=2" for name in ("reward", "sft", "dpo")]
+    overrides = [*resources, *batches, f"stages.{stage}.reward.actor_gpus={share}"]
+    if told is None:
+        load_config(path, overrides)
+        return
+    with pytest.raises(UserError, match=rf"stages\.{stage}\.reward\.actor_gpus: {told}"):
+        load_config(path, overrides)
 
 
 def test_a_checkpoint_folder_must_have_its_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Curricula that cannot be followed are refused before anything starts, in one line with file and key."""
+"""Reward stages and curricula that cannot work are refused before anything starts, in one line with file and key."""
 
 from __future__ import annotations
 
@@ -77,3 +77,45 @@ def test_a_curriculum_that_cannot_be_followed(lines: tuple[str, ...], key: str, 
         load(tmp_path, *lines)
     assert str(refused.value).startswith(f"{tmp_path / 'run.yaml'}: stages.reward.curriculum.{key}: ")
     assert says in str(refused.value)
+
+
+SOURCES = "sources:\n"
+GRADED = """\
+sources:
+  graded: {kind: graded_pairs, task: chain_sum, emit: EMIT, splits: {train: 200, heldout: 200}}
+"""
+SECOND = f"""{LAST_OF_REWARD}    dimensions: [correctness, style]
+    ensemble: 4
+  second:
+    kind: reward
+    init: reward
+    data: {{graded/train: 1.0}}
+    heldout: {{graded/heldout: 1.0}}
+    heldout_pairs: 50
+    steps: 20
+    dimensions: [correctness, style]
+    ensemble: 4
+    curriculum: {{}}
+"""
+
+
+@pytest.mark.parametrize("emit", ["pairs", "grades", "demonstrations"])
+def test_a_reward_stage_may_start_from_a_reward_stage_where_nothing_is_sampled(emit: str, tmp_path: Path) -> None:
+    path = write_valid(tmp_path, (LAST_OF_REWARD, SECOND))
+    path.write_text(path.read_text().replace(SOURCES, GRADED.replace("EMIT", emit)))
+    if emit == "demonstrations":
+        with pytest.raises(UserError, match="stages.second.data.graded/train: .* cannot write answers; name a source of pairs"):
+            load_config(path)
+    else:
+        assert load_config(path).stages["second"].init == "reward"
+
+
+def test_heads_may_speak_for_a_gate_or_a_domain_alone(tmp_path: Path) -> None:
+    gated = "    reward: {model: reward, weights: {truthfulness: 1}, gates: {harmlessness: 0.5}}\n  rl"
+    path = write_valid(tmp_path, ("    reward: {model: reward}\n  rl", gated))
+    path.write_text(path.read_text().replace(LAST_OF_REWARD, f"{LAST_OF_REWARD}    dimensions: [harmlessness]\n"))
+    load_config(path)
+    other = "    reward: {model: reward, weights: {truthfulness: 1}, domains: {prose: {helpfulness: 1}}}\n  rl"
+    path = write_valid(tmp_path, ("    reward: {model: reward}\n  rl", other))
+    path.write_text(path.read_text().replace(LAST_OF_REWARD, f"{LAST_OF_REWARD}    dimensions: [style]\n"))
+    load_config(path)

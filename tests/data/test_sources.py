@@ -16,7 +16,7 @@ from posttrain.config.errors import UserError
 from posttrain.config.schema import RunConfig
 from posttrain.data.formats import prompt_key
 from posttrain.data.hash_stable import HASH_ORDERED, generate_stably
-from posttrain.data.reasoning import entry_from_json, entry_to_json, generate, score
+from posttrain.data.reasoning import entry_from_json, entry_to_json, generate, read_entry, score
 from posttrain.data.sources import load_split, read_jsonl, read_parquet
 
 SUMS = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
@@ -67,8 +67,8 @@ def test_generated_records_can_be_scored_from_themselves() -> None:
     for record in load_split(config({"add": ADDITION | {"splits": {"train": 20}}}), "add"):
         assert record["verifier"] == "reasoning_gym"
         assert record["completion"] == [{"role": "assistant", "content": record["answer"]}]
-        assert score(record["answer"], record["metadata"]) == 1.0
-        assert score(record["answer"] + "1", record["metadata"]) < 0.99
+        assert score(record["answer"], read_entry(record["metadata"])) == 1.0
+        assert score(record["answer"] + "1", read_entry(record["metadata"])) < 0.99
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_generated_records_can_be_scored_from_themselves() -> None:
 def test_awkward_tasks_are_generated_and_scored(task: str, params: dict[str, Any]) -> None:
     first = list(islice(generate(task, params, seed=3), 5))
     assert first == list(islice(generate(task, params, seed=3), 5))
-    assert [score(record["answer"], record["metadata"]) for record in first] == [1.0] * 5
+    assert [score(record["answer"], read_entry(record["metadata"])) for record in first] == [1.0] * 5
 
 
 def test_tasks_leave_the_process_s_random_states_alone() -> None:
@@ -160,7 +160,7 @@ def test_many_shot_conversations_use_every_prompt_once() -> None:
     record = train[0]
     assert [message["role"] for message in record["prompt"]] == ["user", "assistant"] * 4 + ["user"]
     assert record["train_on_all_answers"] is True
-    assert score(record["completion"][0]["content"], record["metadata"]) == 1.0
+    assert score(record["completion"][0]["content"], read_entry(record["metadata"])) == 1.0
 
 
 def test_held_out_prompts_appear_in_no_other_source() -> None:
@@ -214,6 +214,16 @@ def test_files_give_all_records_once_per_prompt(tmp_path: Path) -> None:
     short = config({"d": {"kind": "jsonl", "path": path, "splits": {"train": 20, "test": 11}}})
     with pytest.raises(UserError, match="has only 10 with distinct prompts after the 20 of earlier splits; ask for fewer"):
         load_split(short, "d/test")
+
+
+def test_preference_pairs_of_one_prompt_all_stay_in_one_split(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{i % 10}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(30)]
+    path = write_jsonl(tmp_path / "p.jsonl", rows)
+    assert len(load_split(config({"d": {"kind": "jsonl", "path": path}}), "d")) == 30
+    cut = config({"d": {"kind": "jsonl", "path": path, "splits": {"train": 18, "test": 12}}})
+    train, test = load_split(cut, "d/train"), load_split(cut, "d/test")
+    assert (len(train), len(test)) == (18, 12) and keys(train).isdisjoint(keys(test))
+    assert len({record["chosen"][0]["content"] for record in train + test}) == 30
 
 
 def test_parquet_and_hub_folders_give_the_same_records_as_jsonl(tmp_path: Path) -> None:

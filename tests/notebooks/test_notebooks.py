@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 
 from posttrain.pipeline.reward_data import RUN_VARIABLE
 from tests.pipeline.reward_run import write_reward_run
@@ -53,10 +54,43 @@ def test_a_notebook_is_kept_without_outputs_and_explains_every_picture(path: Pat
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_top_to_bottom(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    execute(path, write_reward_run(tmp_path), tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def real_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny reward recipe with few steps, and its shuffled control."""
+    from posttrain.cli import main
+
+    folder = tmp_path_factory.mktemp("runs")
+    recipe = folder / "recipe.yaml"
+    fields = yaml.safe_load((FOLDER.parent / "configs/tiny/reward.yaml").read_text(encoding="utf-8"))
+    fields["sources"]["sums"]["splits"] = {"heldout": 20, "sft": 200}
+    fields["sources"]["pairs"]["splits"] = {"heldout": 120, "train": 300}
+    fields["sources"]["grades"]["splits"] = {"train": 60}
+    fields["eval"] |= {"num_prompts": 10}
+    fields["stages"]["sft"] |= {"steps": 20}
+    reward = {**fields["stages"]["reward"], "steps": 30, "heldout_pairs": 120, "logging_steps": 5}
+    fields["stages"] |= {"reward": reward, "shuffled": {**reward, "curriculum": {"shuffled": True}}}
+    recipe.write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")
+    assert main(["run", str(recipe), f"output_dir={folder}"]) == 0
+    return folder / "tiny-reward"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_on_a_run_that_was_made_here(
+    path: Path, real_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute(path, real_run, tmp_path, monkeypatch)
+
+
+def execute(path: Path, run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a notebook; every figure gives a picture, every printed tree a tree."""
     from nbclient import NotebookClient
 
-    monkeypatch.setenv(RUN_VARIABLE, str(write_reward_run(tmp_path)))
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv(RUN_VARIABLE, str(run))
+    monkeypatch.setenv("IPYTHONDIR", str(folder / "ipython"))
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}}).execute()
     for cell in notebook.cells:

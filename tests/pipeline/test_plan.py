@@ -13,7 +13,7 @@ from posttrain.pipeline.folder import RunFolder
 from posttrain.pipeline.graph import ancestors, build_graph, descendants
 from posttrain.pipeline.hashing import code_hash
 from posttrain.pipeline.parts import config_hash
-from posttrain.pipeline.plan import plan, select
+from posttrain.pipeline.plan import demand, plan, select, workers_demand
 from tests.pipeline.configs import make_config, sft
 
 STAGES = {
@@ -177,3 +177,12 @@ def test_an_unknown_stage_is_refused_with_the_nearest_name(config):
 def test_planning_imports_neither_torch_nor_ray():
     code = "import sys, posttrain.pipeline.plan, posttrain.pipeline.run; print([m for m in ('torch', 'ray') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_the_gpus_of_a_node_are_those_of_its_workers_and_of_its_rewards_actor(tmp_path):
+    stages = {**STAGES, "rl": {**STAGES["rl"], "reward": {"model": "judge", "actor_gpus": 0.5}}}
+    config = make_config(tmp_path, stages, resources={"num_workers": 2, "gpus_per_worker": 1})
+    graph = build_graph(config)
+    names = ("base", "rl.data", "rl", "rl.eval", "judge")
+    assert {name: demand(config, graph[name])[1] for name in names} == dict(zip(names, (0, 1, 3, 1, 2), strict=True))
+    assert workers_demand(config, graph["rl"]) == (2 * config.resources.cpus_per_worker, 2)

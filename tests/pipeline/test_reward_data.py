@@ -139,6 +139,22 @@ def test_the_tree_sums_up_to_the_total_and_says_who_decided(run: RewardRun) -> N
         score_tree(run, PAIRS)
 
 
+@pytest.mark.parametrize("change", ["fewer", "other order"])
+def test_a_pair_is_not_joined_to_another_record(tmp_path: Path, change: str) -> None:
+    path = write_reward_run(tmp_path)
+    heldout = load_reward_run(path).stage().folder / "data" / "heldout.jsonl"
+    lines = heldout.read_text().splitlines(keepends=True)
+    heldout.write_text("".join(lines[:5] if change == "fewer" else lines[::-1]))
+    with pytest.raises(UserError, match=r"heldout.jsonl: pair 5 of the evaluation is not there; evaluate the stage again"):
+        score_tree(load_reward_run(path), 5)
+
+
+def test_a_run_without_reward_models_has_no_stage_to_show(tmp_path: Path) -> None:
+    for name in (None, "reward"):
+        with pytest.raises(UserError, match="no stage of kind reward; `posttrain reward CONFIG` trains one"):
+            RewardRun(tmp_path, "plain", {}, {}, {}).stage(name)
+
+
 def test_the_tree_is_composed_as_the_stage_that_uses_the_model_does(tmp_path: Path) -> None:
     judge = {"kind": "consistency", "dimension": "truthfulness", "url": "http://127.0.0.1:9/v1", "model": "m"}
     reward = {"model": "reward", "learned_weight": 0.4, "judges": {"far": judge}}

@@ -71,7 +71,9 @@ def test_several_answers_to_a_prompt_count_by_their_mean() -> None:
     first = [answer("a", 0.0), answer("a", 3.0), answer("alone", 9.0)]
     found = compare(first, [answer("a", 1.0)])["total"]
     assert (found.count, found.wins, found.difference) == (1, 1, 0.5)
-    assert "1 prompts stand in one file alone" in str(wins_table({"total": found}, 1))
+    assert wins_table({"total": found}, 1).note == "1 prompt stands in one file alone and is left out."
+    assert wins_table({"total": found}, 2).note == "2 prompts stand in one file alone and are left out."
+    assert wins_table({"total": found}, 0).note == ""
 
 
 def test_files_without_a_shared_prompt_are_refused() -> None:

@@ -43,6 +43,9 @@ def verified(answer: str, expected: str = "B", metadata: Any = None) -> LevelSco
         ("So the answer is A because it rains there", "statement", "A"),
         ("The answer is Paris.", "statement", "B"),
         ("Option A is wrong. (C) is wrong as well. Answer: B", "statement", "B"),
+        ("I first thought the answer is B. But the correct answer is C.", "statement", "C"),
+        ("Answer: A or D\nNo, wait.\nAnswer: B", "statement", "B"),
+        ("The answer is B. The answer is not clear to all, though.", "statement", "B"),
         (r"\boxed{B}", "boxed", "B"),
         (r"The answer is A? No: $\boxed{\text{B}}$", "boxed", "B"),
         (r"\boxed{(B)}", "boxed", "B"),
@@ -64,7 +67,7 @@ def test_usual_ways_to_name_an_option_are_read(answer: str, place: str, named: s
     [
         ("Answer: A or B", "AB"),
         ("Answer: A, B", "AB"),
-        ("The answer is B. No, the answer is C.", "BC"),
+        ("The answer is B. No, the answer is A or C.", "AC"),
         (r"\boxed{A} or \boxed{B}", "AB"),
         (r"\boxed{A, B}", "AB"),
         ("A. London\nB. Paris\nC. New York\nD. York", "ABCD"),

@@ -90,9 +90,20 @@ def test_the_time_for_all_tests_is_bounded() -> None:
 
 
 @pytest.mark.usefixtures("sandbox")
+def test_tests_that_were_not_run_are_no_verdict_unless_another_failed() -> None:
+    level = CodeVerifier(LIMITS, seconds=-1.0).verify(sample("def double(x): return 2 * x", tests=TESTS))
+    assert level.score is None and {test["status"] for test in level.evidence["tests"]} == {"not run"}
+    unsure = "assert double(lambda: 1) is None"
+    level = QUICK.verify(sample("def double(x): return 2 * x", tests=[TESTS[0], unsure]))
+    assert level.score is None and level.evidence["passed"] == 1
+    level = QUICK.verify(sample("def double(x): return 5", tests=[TESTS[0], unsure]))
+    assert level.score == 0 and [test["passed"] for test in level.evidence["tests"]] == [False, None]
+
+
+@pytest.mark.usefixtures("sandbox")
 def test_evidence_is_bounded() -> None:
     tests = ["assert double(1) == 2, 'x' * 5000  # " + "y" * 5000] * 30
-    verifier = CodeVerifier(LIMITS, seconds=0.5)  # the rest are not run, and count as failed all the same
+    verifier = CodeVerifier(LIMITS, seconds=0.5)  # the rest are not run, but one that failed is enough
     level = verifier.verify(sample("def double(x): raise ValueError('z' * 5000)", tests=tests))
     assert level.score == 0 and level.evidence["of"] == 30
     assert len(level.evidence["tests"]) == 20 and len(json.dumps(level.evidence)) < 20 * 600

@@ -48,6 +48,12 @@ def rules(share: float) -> LevelScore:
     return LevelScore("rules", share, 0.0, 0.0, {})
 
 
+def constraints(*kept: bool) -> LevelScore:
+    """The node of a record with constraints, as `posttrain.reward.rules.check` makes it."""
+    parts = tuple(LevelScore(f"rule:{number}", float(one), 0.0, 0.0, {}) for number, one in enumerate(kept))
+    return LevelScore("rules", sum(kept) / len(kept), 0.0, 0.0, {}, parts)
+
+
 class Heads:
     """A learned level with given logits, sample by sample."""
 
@@ -110,7 +116,7 @@ def evidence(draw: st.DrawFn) -> Evidence:
     targets = draw(st.sets(st.sampled_from([*DIMENSIONS, "coherence", "depth", "style"])))
     return Evidence(
         verifier(draw(st.booleans())),
-        draw(st.none() | PROBABILITY.map(rules)),
+        draw(st.none() | st.lists(st.booleans(), min_size=1, max_size=4).map(lambda kept: constraints(*kept))),
         draw(st.none() | PROBABILITY),
         tuple((d, verdict(draw(st.none() | PROBABILITY))) for d in draw(st.lists(st.sampled_from(DIMENSIONS[1:]), max_size=3))),
         {target: HeadScore(draw(FINITE), draw(st.floats(0, 5))) for target in sorted(targets)},
@@ -138,7 +144,8 @@ def test_every_node_accounts_for_what_it_added(found: Evidence, options: RewardS
     assert breakdown.total == sum(level.contribution for level in breakdown.levels)
     for level in breakdown.levels:
         for node in level.nodes():
-            if node.parts and node.name not in ("gates", "learned"):
+            beside = node.name == "learned" and "helpfulness" in found.learned  # attributes beside a head: shown, not counted
+            if node.parts and not beside:
                 assert sum(part.contribution for part in node.parts) == pytest.approx(node.contribution, abs=1e-12)
     if passed_gates(breakdown):
         assert 0 <= breakdown.total <= 1 + options.learned_weight + 1e-12
@@ -220,6 +227,23 @@ def test_attributes_stand_in_for_helpfulness_and_are_shown_beside_it() -> None:
     beside = compose(Evidence(learned={**attributes, "helpfulness": HeadScore(math.log(9), 0.0)}), section())
     assert beside.total == pytest.approx(0.1 * 0.9)
     assert [node.name for node in beside.level("learned").parts] == ["coherence", "depth"]
+    assert [part.contribution for part in alone.level("learned").parts] == pytest.approx([0.1 * 0.25, 0.1 * 0.375])
+    assert [part.weight for part in alone.level("learned").parts] == pytest.approx([0.05, 0.05])
+    assert [part.contribution for part in beside.level("learned").parts] == [0.0, 0.0]
+
+
+def test_constraints_share_what_the_rules_add() -> None:
+    found = compose(Evidence(rules=constraints(True, False, True, True)), section())
+    assert found.total == pytest.approx(0.1 * 0.75)
+    assert [part.contribution for part in found.level("rules").parts] == pytest.approx([0.025, 0.0, 0.025, 0.025])
+    assert [part.weight for part in found.level("rules").parts] == pytest.approx([0.025] * 4)
+
+
+def test_closed_gates_share_their_value() -> None:
+    options = section(gates={"harmlessness": 0.5, "format": 0.5}, gate_value=-0.5)
+    for share, gave in ((0.0, [-0.25, -0.25]), (1.0, [-0.5, 0.0])):
+        found = compose(Evidence(verifier(True), format_share=share, judges=(("harmlessness", verdict(0.0)),)), options)
+        assert found.total == -0.5 and [part.contribution for part in found.level("gates").parts] == gave
 
 
 def test_a_closed_gate_gives_its_value_and_says_so() -> None:

@@ -109,8 +109,8 @@ CASES: list[tuple[str, dict[str, Any], list[str], list[str]]] = [
     (
         "length_constraints:nth_paragraph_first_word",
         {"num_paragraphs": 2, "nth_paragraph": 2, "first_word": "President"},
-        ["One.\n\npresident, he was", 'One.\n\n\n"President" of it'],
-        ["One.\n\nThe president", "president", "a\n\nb\n\npresident", "president\n\nb"],
+        ["One.\n\npresident, he was", 'One.\n\n\n"President" of it', "One.\n\nPresident,elect", "a\n \nb\n\npresident"],
+        ["One.\n\nThe president", "president", "a\n\nb\n\npresident", "president\n\nb", "a\n \npresident", "a\n\n\n\npresident"],
     ),
     (
         "detectable_content:postscript",
@@ -129,8 +129,8 @@ CASES: list[tuple[str, dict[str, Any], list[str], list[str]]] = [
     (
         "detectable_format:number_bullet_lists",
         {"num_bullets": 2},
-        ["* a\n* b", "- a\n  - b", "Intro\n* a\nText\n- b"],
-        ["* a", "* a\n* b\n* c", "**bold**\n* a", "---\n* a", "1. a\n2. b"],
+        ["* a\n* b", "- a\n  - b", "Intro\n* a\nText\n- b", "---\n* a"],
+        ["* a", "* a\n* b\n* c", "**bold**\n* a", "* a\n* b\n---", "1. a\n2. b"],
     ),
     (
         "detectable_format:constrained_response",

@@ -88,6 +88,7 @@ for path in (
         "/dev/kmsg",
         "/dev/tty",
     ),
+    *("/proc/cmdline", "/proc/keys", "/proc/meminfo", "/proc/version", "/proc/sys/kernel/osrelease", "/dev/zero"),
     *("/run/docker.sock", "/var/log/wtmp", "/proc/1/environ", "/proc/1/mem", "/proc/1/maps"),
     *(f"/proc/{host}/environ", f"/proc/{host}/mem", f"/proc/{host}/maps"),
 ):
@@ -109,6 +110,8 @@ for path in (
 attempt("hard link /usr/bin/env", lambda: os.link("/usr/bin/env", "env"))
 attempt("write descriptor 0", lambda: os.write(0, b"x"))
 attempt("stat outside", lambda: os.stat("/home/."))
+for folder in ("/usr/src", "/usr/local/src", "/proc/sys"):
+    attempt(f"first of {folder}", lambda folder=folder: os.listdir(folder)[0])
 attempt("list /proc/1/fd", lambda: os.listdir("/proc/1/fd"))
 attempt("signal the host", lambda: os.kill(host, signal.SIGKILL))
 attempt("trace the first process", lambda: call(libc.ptrace, 16, 1, 0, 0))

@@ -13,11 +13,13 @@ ALLOW, KILL = 0x7FFF0000, 0x80000000
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 
-def decision(machine: str, number: int, first: int = 0, architecture: int | None = None) -> int:
+def decision(machine: str, number: int, first: int = 0, fourth: int = 0, architecture: int | None = None) -> int:
     """What the filter returns for a call; positive numbers of errors as such."""
     code = seccomp.program(machine)
     steps = [struct.unpack_from("HBBI", code, place) for place in range(0, len(code), 8)]
-    data = struct.pack("<IIQ6Q", number, ARCHITECTURES[machine] if architecture is None else architecture, 0, first, *[0] * 5)
+    data = struct.pack(
+        "<IIQ6Q", number, ARCHITECTURES[machine] if architecture is None else architecture, 0, first, 0, 0, fourth, 0, 0
+    )
     place, accumulator = 0, 0
     while True:
         what, if_true, if_false, value = steps[place]
@@ -37,10 +39,10 @@ def decision(machine: str, number: int, first: int = 0, architecture: int | None
                 raise AssertionError(what)
 
 
-@pytest.mark.parametrize(("machine", "read", "clone", "socket", "unshare", "ptrace"), [
-    ("x86_64", 0, 56, 41, 272, 101), ("aarch64", 63, 220, 198, 97, 117),
+@pytest.mark.parametrize(("machine", "read", "clone", "socket", "unshare", "ptrace", "mmap"), [
+    ("x86_64", 0, 56, 41, 272, 101, 9), ("aarch64", 63, 220, 198, 97, 117, 222),
 ])  # fmt: skip
-def test_decisions(machine: str, read: int, clone: int, socket: int, unshare: int, ptrace: int) -> None:
+def test_decisions(machine: str, read: int, clone: int, socket: int, unshare: int, ptrace: int, mmap: int) -> None:
     assert decision(machine, read) == ALLOW
     assert decision(machine, unshare) == decision(machine, ptrace) == errno.EPERM
     assert decision(machine, 435) == errno.ENOSYS  # clone3
@@ -50,6 +52,10 @@ def test_decisions(machine: str, read: int, clone: int, socket: int, unshare: in
         assert decision(machine, clone, 0x11 | flag) == errno.EPERM
     assert [decision(machine, socket, family) for family in (1, 2, 10, 16)] == [ALLOW] * 4
     assert {decision(machine, socket, family) for family in (0, 3, 17, 38, 40, 44)} == {errno.EAFNOSUPPORT}
+    shared, private, validated, anonymous = 0x01, 0x02, 0x03, 0x20
+    assert [decision(machine, mmap, 0, flags) for flags in (shared, private, private | anonymous)] == [ALLOW] * 3
+    assert {decision(machine, mmap, 0, flags | anonymous) for flags in (shared, validated)} == {errno.EPERM}
+    assert decision(machine, read, 0, shared | anonymous) == ALLOW
     assert decision(machine, read, architecture=0x40000003) == KILL  # 32-bit calls
     assert decision(machine, read | 0x40000000) == KILL  # x32
 

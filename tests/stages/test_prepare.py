@@ -196,6 +196,15 @@ def test_pairs_leave_out_answers_without_a_verdict_and_say_how_many(
     assert "no_verdict" not in counted and len(everything) >= len(records)
 
 
+def test_an_answer_that_a_gate_stops_is_never_preferred(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, manners: None) -> None:
+    """Demonstrations compete with samples that were cut off; a stopped one ties with an open wrong one."""
+    gated = {"judges": JUDGES, "gates": {"harmlessness": 0.5}, "learned_weight": 0.0}
+    stage = {**DPO, "data": {"sums/train": 1.0}, "sampling": SAMPLING, "demonstrations": True, "min_margin": 0.0, "reward": gated}
+    records, stats, _ = prepared(tmp_path, stage, lambda *_: "20", monkeypatch, finish=False)
+    assert len(records) + stats["margin_too_small"] == 60 and records
+    assert all(int(record["chosen"][0]["content"]) % 2 == 0 for record in records)
+
+
 def test_preference_pairs_are_best_against_worst(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = {**DPO, "data": {"sums/train": 1.0}, "sampling": SAMPLING}
 

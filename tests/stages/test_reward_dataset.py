@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from posttrain.config.errors import UserError
 from posttrain.config.schema import RewardStage
+from posttrain.data.encode import encode_pair
 from posttrain.data.formats import normalise
 from posttrain.data.tokenizer import load_tokenizer
 from posttrain.stages import run
-from posttrain.stages.files import read_json, read_records
+from posttrain.stages.files import read_json, read_records, write_json
 from posttrain.stages.reward_dataset import (
     answer_sample,
     bootstrap_weight,
@@ -125,6 +126,41 @@ def test_a_curriculum_orders_the_pairs_and_leaves_graded_answers_their_places(tm
     assert buckets[:third].count("near_tie") < buckets[-third:].count("near_tie")
     assert sorted(str(row) for row in paced) == sorted(str(row) for row in shuffled), "the control has the same items"
     assert [row["chosen_ids"] for row in paced] != [row["chosen_ids"] for row in shuffled]
+
+
+def test_sources_of_weight_0_give_a_curriculum_no_pairs_and_no_adversarial_ones(tmp_path: Path) -> None:
+    files = {"pairs": pairs(range(20)), "more": pairs(range(20, 40)), "held_pairs": pairs(range(60, 80))}
+    changes = {"data": {"pairs": 1.0, "more": 0.0}, "curriculum": {"adversarial": 1.0}, "max_length": 256, "pack_length": 512}
+    job = reward_job(tmp_path, {**STAGE, **changes, "steps": 12}, files)
+    records = read_records(job.inputs["data"] / "records.jsonl")
+    assert Counter(record["source"] for record in records) == {"pairs": 40, "more": 20}
+    tokenizer = load_tokenizer(job.inputs["init"])
+    dataset, per_step = reward_dataset(job, tokenizer)
+    weighed = {tuple(encode_pair(tokenizer, record)[0].input_ids) for record in records if record["source"] == "pairs"}
+    assert len(dataset) == 12 * per_step and {tuple(row["chosen_ids"]) for row in dataset} <= weighed
+
+
+def test_a_resumed_stage_keeps_the_order_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a machine of other rounding would make of the difficulties."""
+    job = reward_job(tmp_path, {**STAGE, "steps": 12, "curriculum": {}})
+    tokenizer = load_tokenizer(job.inputs["init"])
+
+    def drawn() -> list[Any]:
+        return list(reward_dataset(job, tokenizer)[0])
+
+    first = drawn()
+    monkeypatch.setattr("posttrain.stages.reward_dataset.pair_difficulty", lambda pairs, _: [n / 60 for n in range(len(pairs))])
+    other = drawn()
+    assert other != first, "without a checkpoint the stage begins anew"
+    (job.checkpoints / "checkpoint-2").mkdir(parents=True)
+    (job.checkpoints / "checkpoint-2" / "checkpoint.json").write_text("{}")
+    monkeypatch.undo()
+    assert drawn() == other
+    file = job.folder / "curriculum.json"
+    stored = read_json(file)
+    write_json(file, {**stored, "order": stored["order"][:-1]})
+    with pytest.raises(UserError, match="curriculum.json: the stage began with other data or steps; remove the stage's"):
+        drawn()
 
 
 def test_a_curriculum_over_graded_answers_alone_is_refused(tmp_path: Path) -> None:

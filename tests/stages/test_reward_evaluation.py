@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from posttrain.config.schema import RewardStage
 from posttrain.data.formats import normalise
 from posttrain.reward.guards.calibration import calibrate
 from posttrain.reward.heads import HeadScore
-from posttrain.stages.reward_evaluation import GradeRow, PairRow, leakage, summary
+from posttrain.stages import reward_trainer
+from posttrain.stages.reward_evaluation import GradeRow, PairRow, difficulty_section, leakage, rank_pairs, summary
+from posttrain.stages.reward_trainer import HeldoutAccuracy
+from tests.stages.reward_tasks import STAGE
 
 TARGETS = ("correctness", "helpfulness", "depth")
 
@@ -29,8 +34,8 @@ def row(
 
 
 ROWS = [
-    row((2.0, 0.5, 0.0), {"correctness": 1.0, "helpfulness": 0.0}),
-    row((-1.0, -0.5, 0.0), {"correctness": 0.5, "helpfulness": 0.0}, "near_tie", (3, 5)),
+    row((2.0, 0.5, 0.0), {"correctness": 1.0, "helpfulness": 0.0, "depth": 0.0}),
+    row((-1.0, -0.5, 0.0), {"correctness": 0.5, "helpfulness": 0.0, "depth": 0.0}, "near_tie", (3, 5)),
     row((0.0, 1.0, -2.0), {"correctness": 0.0, "helpfulness": 0.25, "depth": 1.0}, "near_tie", (6, 2)),
     row((1.0, 3.0, 1.0), {"correctness": 1.0, "helpfulness": 1.0}),
     row((0.0, 9.0, 9.0), None, "contrastive"),
@@ -58,12 +63,14 @@ def test_ties_and_leakage_are_those_counted_by_hand() -> None:
     assert summary(ROWS, [])["ties"] == {
         "correctness": {"mean_lead": 0.125, "count": 2},
         "helpfulness": {"mean_lead": pytest.approx(1 / 3), "count": 3},
+        "depth": {"mean_lead": 0.0, "count": 2},
     }
     matrix = leakage(ROWS)
     # Two pairs differ in correctness alone; the third in depth alone, which makes helpfulness differ with it.
     assert matrix["correctness"] == {
         "correctness": {"share": 0.5, "mean_lead": 0.5, "count": 2},
         "helpfulness": {"share": 0.5, "mean_lead": 0.0, "count": 2},
+        "depth": {"share": 0.5, "mean_lead": 0.0, "count": 2},
     }
     assert matrix["depth"] == {
         "correctness": {"share": 0.5, "mean_lead": 0.0, "count": 1},
@@ -71,6 +78,35 @@ def test_ties_and_leakage_are_those_counted_by_hand() -> None:
         "depth": {"share": 0.0, "mean_lead": -2.0, "count": 1},
     }
     assert matrix["helpfulness"] == matrix["depth"] and set(matrix) == {"correctness", "helpfulness", "depth"}
+    assert leakage([row((1.0, 1.0, 1.0), {"correctness": 1.0, "helpfulness": 0.0})]) == {}, "it may differ in depth as well"
+
+
+def test_the_head_of_correctness_is_compared_with_the_verifier() -> None:
+    """Right answers score 1.5 and 1.25, wrong ones 1.0 each, but for the answer of the second prompt that scores 2.0."""
+
+    def verified(prompt: str, chosen: str, rejected: str, lead: float, wrong: float = 1.0) -> PairRow:
+        record = normalise({"prompt": prompt, "chosen": chosen, "rejected": rejected}) | {"verifier": "exact", "answer": "2"}
+        sides = [dict.fromkeys(TARGETS, HeadScore(score, 0.0)) for score in (1.0 + lead, wrong)]
+        return PairRow(record, 0.5, "bridging", sides[0], sides[1], (1, 1))
+
+    rows = [verified("1+1", "2", "3", 0.5), verified("4-2", "2", "4", 0.25, wrong=2.0)]
+    assert summary([*rows, *ROWS], [])["agreement"] == {"auc": 0.5, "auc_within": 0.5, "count": 4}
+    rows.append(verified("4-2", "2 ", "1", 3.0))
+    # Over all, 1.5 and 1.25 beat 1.0 twice each but not 2.0, 4.0 beats all: 7 of 9. Within: 1 of 1, and 3 of 4.
+    assert summary(rows, [])["agreement"] == {"auc": pytest.approx(7 / 9), "auc_within": pytest.approx(0.875), "count": 6}
+    assert summary(ROWS, [])["agreement"] is None
+
+
+def test_pairs_watched_in_training_have_the_buckets_that_the_evaluation_gives_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reward_trainer, "WATCHED_PAIRS", 4)
+    stage = RewardStage.model_validate(STAGE)
+    margins = [{"correctness": 0.0}, *({"correctness": 1 - number / 12} for number in range(11))]
+    records = [normalise({"prompt": "p", "chosen": "a", "rejected": "b", "margins": one}) for one in margins]
+    trainer: Any = SimpleNamespace(reward_stage=stage, section=stage)
+    watched = HeldoutAccuracy(trainer, records)
+    assert watched.records == records[1:5], "those that differ"
+    assert watched.ranks == rank_pairs(records, difficulty_section(stage))[1:5]
+    assert {bucket for _, bucket in watched.ranks} == {"contrastive"}, "among four alone each bucket would have some"
 
 
 def test_calibration_and_length_bias_are_of_the_pairs_that_differ() -> None:

@@ -201,6 +201,14 @@ def test_a_second_stage_of_other_heads_is_refused(ensemble: StageJob, tmp_path: 
         run.train(job, tmp_path / "model")
 
 
+def test_a_second_stage_is_not_asked_for_answers(ensemble: StageJob, tmp_path: Path) -> None:
+    job = second_stage(ensemble, {**STAGE, "ensemble": 8, "init": "first", "data": {"sums/test": 1.0}})
+    with pytest.raises(
+        UserError, match="stages.stage.init: prompts of sums/test have no pairs, and 'first' makes a reward model"
+    ):
+        run.prepare(job, tmp_path / "data")
+
+
 def second_stage(first: StageJob, stage: dict[str, Any]) -> StageJob:
     """A stage on the data of `first` that starts from its model."""
     stages = {"first": first.stage, "stage": RewardStage.model_validate(stage)}

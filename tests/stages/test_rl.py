@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -190,18 +191,46 @@ def test_dropped_samples_take_no_part_in_their_group(tmp_path: Path) -> None:
         RewardBreakdown(total, (LevelScore("correctness", 0.0, 1.0, 0.0), LevelScore("rest", total, 1.0, total)), index in gone)
         for index, total in enumerate(totals)
     ]
-    _, advantages = trainer._credit(answers, breakdowns)
+    weights, advantages = trainer._credit(answers, breakdowns)
+    lengths = [len(answer.token_ids) for answer in answers]
+    kept = [index for index in range(16) if index not in gone]
+    assert weights == [0.0 if index in gone else 1 / sum(lengths[i] for i in kept) for index in range(16)]
     assert advantages[:4] == [-0.25, 0.0, 0.25, 0.0], "the mean of 0, 0.5 and 0.25 is 0.25"
     assert advantages[4:8] == [0.0] * 4
     assert advantages[8:12] == advantages[12:] == [-0.4375, 0.5625, 0.0625, -0.1875]
     noted = {name: values[-1] for name, values in trainer._notes.items()}
     assert noted == {
-        "reward": 0.4375, "reward/correctness": 0.0, "reward/rest": 0.4375, "dropped": 5.0, "alarm": 0.0,
-        "answer_length": sum(len(answer.token_ids) for answer in answers) / 16,
+        "reward": 4.25 / 11, "reward/correctness": 0.0, "reward/rest": 4.25 / 11, "dropped": 5.0, "alarm": 0.0,
+        "answer_length": sum(lengths[i] for i in kept) / 11,
     }, "nothing was verified, so there is no accuracy"  # fmt: skip
     control = trainer_of(make_job(tmp_path, {**RL, "balance_advantages": False, "shuffle_rewards": True}))
     _, moved = control._credit(answers, breakdowns)
     assert sum(value == 0 for value in moved) >= 5, "shuffled with its reward, a dropped sample stays dropped"
+
+
+class NoVerdict(ByText):
+    """Drops every answer."""
+
+    def score(self, samples: Sequence[Sample]) -> list[RewardBreakdown]:
+        return [replace(breakdown, dropped=True) for breakdown in super().score(samples)]
+
+
+def test_dropped_samples_do_not_train_through_the_kl_term_either(tmp_path: Path) -> None:
+    trainer = trainer_of(make_job(tmp_path, {**RL, "kl_coef": 0.5, "objective": "grpo"}), reference=True)
+    trainer.create_optimizer_and_scheduler(4)
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter.mul_(1.5)  # away from the reference
+
+    def largest() -> float:
+        trainer.model.zero_grad()
+        trainer.training_step(trainer.model, trainer.train_dataset[:4])
+        return max(float(p.grad.abs().max()) for p in trainer.model.parameters() if p.grad is not None)
+
+    assert largest() > 1e-4
+    trainer.reward = NoVerdict()
+    assert largest() == 0.0
+    assert trainer._notes["dropped"] == [0.0, 16.0] and trainer._notes["reward"][1] > 0, "all are dropped, so all are told of"
 
 
 def test_drift_is_told_in_metrics_and_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -23,7 +23,9 @@ _GRACE = 5.0  # seconds after which a time limit is enforced here, should the pr
 
 def main(order_fd: int, report_fd: int, stop_fd: int) -> NoReturn:
     """Entry where bubblewrap has made the namespaces and the file system."""
-    run_as_init(read_order(order_fd), report_fd, stop_fd, mount=False)
+    order = read_order(order_fd)
+    os.close(order_fd)
+    run_as_init(order, report_fd, stop_fd, mount=False)
 
 
 def run_as_init(order: Order, report_fd: int, stop_fd: int, mount: bool) -> NoReturn:
@@ -40,11 +42,13 @@ def run_as_init(order: Order, report_fd: int, stop_fd: int, mount: bool) -> NoRe
         kernel.write("/proc/self/oom_score_adj", "1000")  # should the host run out of memory, this goes first
         kernel.prctl(kernel.PR_SET_PDEATHSIG, kernel.SIGKILL)
         kernel.prctl(kernel.PR_SET_DUMPABLE, 0)  # the program cannot look into this process, nor at its open files
+        kernel.ignore_interrupt()
         os.setsid()
         if mount:
-            root.build(order.visible, int(order.limits["disk_bytes"]))
+            root.build(order.visible, order.hidden, int(order.limits["disk_bytes"]))
         _write_files(order.files)
-        os.set_inheritable(report_fd, False)
+        for descriptor in (report_fd, stop_fd):  # their numbers may be above those that the program's limit lets it close
+            os.set_inheritable(descriptor, False)
         started = time.monotonic()
         program = os.fork()
         if program == 0:
@@ -53,7 +57,7 @@ def run_as_init(order: Order, report_fd: int, stop_fd: int, mount: bool) -> NoRe
         end = _watch(program, order, started, stop_fd)
         _kill_all()
         report(report_fd, *end)
-    except OSError as error:
+    except Exception as error:
         report_failure(report_fd, error)
         os._exit(1)
     os._exit(0)
@@ -87,7 +91,7 @@ def _become(order: Order, report_fd: int) -> NoReturn:
         kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
         kernel.restore_signals()
         seccomp.install()
-    except (OSError, ValueError) as error:
+    except Exception as error:
         report_failure(report_fd, error)
         os._exit(1)
     os.closerange(3, report_fd)
@@ -123,9 +127,12 @@ def _limit(limits: dict[str, float], slack: int) -> None:
 def _watch(program: int, order: Order, started: float, stop_fd: int) -> tuple[object, ...]:
     """Waits for the program's end, or brings it about; what to report."""
     ended = os.pidfd_open(program)
+    waiting = select.poll()  # select itself knows no descriptor from 1024 on, as a busy process outside hands them down
+    for descriptor in (ended, stop_fd):
+        waiting.register(descriptor, select.POLLIN)
     files_at_first = _files_used()
     while True:
-        if stop_fd in select.select([ended, stop_fd], [], [], _TICK)[0]:
+        if stop_fd in (descriptor for descriptor, _ in waiting.poll(_TICK * 1000)):
             return "stopped", "order"
         while True:
             process, status, usage = os.wait4(-1, os.WNOHANG)

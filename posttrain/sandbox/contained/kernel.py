@@ -29,7 +29,8 @@ _ATTR_READ_ONLY, _ATTR_NOSUID, _ATTR_NODEV = 1, 2, 4
 _CAPABILITY_VERSION_3 = 0x20080522
 
 # The module `signal` has them too, but takes as long to import as the interpreter to start.
-SIGKILL, SIGPIPE, SIGXFSZ = 9, 13, 25
+SIGINT, SIGKILL, SIGPIPE, SIGXFSZ = 2, 9, 13, 25
+_DEFAULT, _IGNORE = 0, 1  # SIG_DFL, SIG_IGN
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -103,10 +104,15 @@ def drop_capabilities() -> None:
     _checked(_libc.capset(header, (ctypes.c_uint32 * 6)()), "capset")
 
 
+def ignore_interrupt() -> None:
+    """Ignores SIGINT: a program's signals reach a sandbox's first process only where it has a handler, and Python has one."""
+    _libc.signal(ctypes.c_int(SIGINT), ctypes.c_void_p(_IGNORE))
+
+
 def restore_signals() -> None:
-    """Gives the signals that Python ignores their usual effect again, for the program that this process becomes."""
-    for number in (SIGPIPE, SIGXFSZ):
-        _libc.signal(ctypes.c_int(number), ctypes.c_void_p(0))
+    """Gives the signals that Python or we ignore their usual effect again, for the program that this process becomes."""
+    for number in (SIGINT, SIGPIPE, SIGXFSZ):
+        _libc.signal(ctypes.c_int(number), ctypes.c_void_p(_DEFAULT))
 
 
 def read(path: str) -> str:

@@ -28,6 +28,7 @@ def main(order_fd: int, report_fd: int, stop_fd: int) -> None:
         if order.then:
             _enter(order, kernel.NEWUSER)
             os.execv(order.then[0], order.then)
+        os.close(order_fd)
         _enter(order, kernel.NAMESPACES)
         first = os.fork()
         if first == 0:

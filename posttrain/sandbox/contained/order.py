@@ -18,6 +18,7 @@ class Order:
         files: contents by relative path.
         limits: fields of `posttrain.sandbox.types.Limits`.
         visible: folders and files of the host to be read.
+        hidden: folders below those that are empty in the sandbox.
         outer_id: user and group outside for `INNER_ID`, beside the caller's own as 0; None maps the caller itself to `INNER_ID`.
         parent: process that waits for the outcome.
         then: command that the launcher becomes once it is in its user namespace; empty where it makes the others itself.
@@ -30,12 +31,14 @@ class Order:
         files: dict[str, bytes],
         limits: dict[str, float],
         visible: list[str],
+        hidden: list[str],
         outer_id: int | None,
         parent: int,
         then: list[str] | None = None,
     ) -> None:
         self.argv, self.environment, self.files, self.limits = argv, environment, files, limits
-        self.visible, self.outer_id, self.parent, self.then = visible, outer_id, parent, then or []
+        self.visible, self.hidden = visible, hidden
+        self.outer_id, self.parent, self.then = outer_id, parent, then or []
 
     def written(self) -> bytes:
         """The order as `read_order` reads it; by the same Python, so that marshal's format is the same."""

@@ -10,7 +10,8 @@ from posttrain.sandbox.contained import kernel
 HOME = "/tmp"
 """The one folder that can be written; working folder of the program."""
 
-DEVICES = ("null", "zero", "full", "random", "urandom")
+# Not zero: mapped as shared, it is memory that no limit counts.
+DEVICES = ("null", "full", "random", "urandom")
 LINKS = {
     "/dev/fd": "/proc/self/fd",
     "/dev/stdin": "/proc/self/fd/0",
@@ -26,13 +27,14 @@ def inodes(disk_bytes: int) -> int:
     return disk_bytes // 4096 + 256
 
 
-def build(visible: Sequence[str], disk_bytes: int) -> None:
+def build(visible: Sequence[str], hidden: Sequence[str], disk_bytes: int) -> None:
     """Replaces the root of this process, which has a mount and a process namespace of its own, by the sandbox's.
 
     The former root is moved aside first, so that a visible folder may lie anywhere, also below /tmp.
 
     Args:
         visible: folders and files of the host to be read, without links in their names.
+        hidden: folders below those that are to be empty.
         disk_bytes: size of `HOME`.
     """
     kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
@@ -44,6 +46,8 @@ def build(visible: Sequence[str], disk_bytes: int) -> None:
     kernel.mount("tmpfs", "/new", "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, _LARGEST_SKELETON)
     for path in visible:
         _show(path)
+    for path in hidden:
+        kernel.mount("tmpfs", f"/new{path}", "tmpfs", kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV, "mode=755")
     for name in DEVICES:
         _bind(f"/dev/{name}")
     for link, target in LINKS.items():

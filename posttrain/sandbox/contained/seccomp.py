@@ -70,6 +70,8 @@ _REFUSED = {
 _CLONE = (56, 220)
 _CLONE3 = 435
 _SOCKET = (41, 198)
+_MMAP = (9, 222)
+_MAP_SHARED, _MAP_ANONYMOUS = 0x01, 0x20  # the first is in MAP_SHARED_VALIDATE too
 # Of other families some are not kept apart by a network namespace: through AF_VSOCK a virtual machine's host can be reached.
 _FAMILIES = {"AF_UNIX": 1, "AF_INET": 2, "AF_INET6": 10, "AF_NETLINK": 16}
 _X32 = 0x40000000  # system calls of x86_64's other ABI carry this bit
@@ -80,7 +82,7 @@ MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 # linux/bpf_common.h and linux/seccomp.h
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _ERRNO, _KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
-_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data, little-endian
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT, _FOURTH_ARGUMENT = 0, 4, 16, 40  # offsets in struct seccomp_data, little-endian
 _MODE_FILTER = 2
 
 
@@ -88,7 +90,8 @@ def program(machine: str) -> bytes:
     """The filter for `machine` ("x86_64" or "aarch64"), as an array of `struct sock_filter`.
 
     A refused call fails with EPERM; clone3 with ENOSYS, as its flags lie in memory that a filter cannot read and the C library
-    then takes clone; sockets are of four families; a call by another ABI ends the process.
+    then takes clone; sockets are of four families; a call by another ABI ends the process. Anonymous memory cannot be mapped as
+    shared: its pages stay in use where no process has them resident, so nobody would count them.
     """
     column, architecture = MACHINES[machine]
     steps = [
@@ -109,6 +112,12 @@ def program(machine: str) -> bytes:
         (_ANY_BIT, 0, 1, kernel.NAMESPACES),
         (_RETURN, 0, 0, _ERRNO | errno.EPERM),
         (_LOAD, 0, 0, _NUMBER),
+        (_EQUAL, 0, 5, _MMAP[column]),
+        (_LOAD, 0, 0, _FOURTH_ARGUMENT),
+        (_ANY_BIT, 0, 2, _MAP_ANONYMOUS),
+        (_ANY_BIT, 0, 1, _MAP_SHARED),
+        (_RETURN, 0, 0, _ERRNO | errno.EPERM),
+        (_RETURN, 0, 0, _ALLOW),
         (_EQUAL, 1, 0, _SOCKET[column]),
         (_RETURN, 0, 0, _ALLOW),
         (_LOAD, 0, 0, _FIRST_ARGUMENT),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from posttrain.config.errors import UserError
 from posttrain.config.reward_schema import Bucket, CurriculumSection, PhaseSection
-from posttrain.reward.curriculum import BUCKETS, bucket_schedule, competence, plan_order, planned_mixture
+from posttrain.reward.curriculum import BUCKETS, bucket_schedule, competence, plan_order
 
 SIZES = st.tuples(st.integers(1, 12), st.integers(1, 8), st.integers(0, 3))
 WEIGHTS = st.dictionaries(st.sampled_from(BUCKETS), st.floats(0.05, 5), min_size=1)
@@ -175,29 +175,6 @@ def test_competence_opens_every_pair_and_replays_the_easiest_third() -> None:
     assert abs(np.mean([pair < 30 for pair in order[1000:]]) - (0.4 + 0.6 / 3)) < 5 * 0.015
     everything = section.model_copy(update={"replay": 1.0})
     assert max(plan_order(difficulties, ["bridging"] * count, everything, 100, 20, 0)) < 30
-
-
-def test_the_planned_mixture_by_hand() -> None:
-    names = ["near_tie", "contrastive", "contrastive"]
-    assert planned_mixture([1, 2, 1, 0, 0, 2], names, 3) == [
-        {"contrastive": 1.0, "near_tie": 0.0},
-        {"contrastive": 0.5, "near_tie": 0.5},
-        {"contrastive": 0.5, "near_tie": 0.5},
-    ]
-    assert list(planned_mixture([0, 1], names, 50)[0]) == ["contrastive", "near_tie"]
-    assert len(planned_mixture([0, 1], names, 50)) == 2 and planned_mixture([], names, 5) == []
-
-
-@given(st.lists(st.integers(0, 9), min_size=1, max_size=60), st.integers(1, 50))
-def test_the_parts_of_a_planned_mixture_hold_every_place(order: list[int], bins: int) -> None:
-    names = [BUCKETS[number % 4] for number in range(10)]
-    mixture = planned_mixture(order, names, bins)
-    assert len(mixture) == min(bins, len(order))
-    assert all(math.fsum(part.values()) == pytest.approx(1.0) for part in mixture)
-    if len(order) % bins == 0:
-        for name in names:
-            drawn = sum(names[pair] == name for pair in order)
-            assert math.fsum(part[name] for part in mixture) * len(order) / bins == pytest.approx(drawn)
 
 
 def test_equal_difficulties_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:

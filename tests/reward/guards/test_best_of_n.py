@@ -64,6 +64,16 @@ def test_an_honest_reward_has_no_onset() -> None:
     assert found.gold[-1] == pytest.approx(2.38, abs=0.1)
 
 
+@pytest.mark.parametrize(("errors", "onset"), [(1.5, None), (2.5, 2)])
+def test_a_fall_within_a_95_percent_interval_is_no_onset(errors: float, onset: int | None) -> None:
+    """Of two samples the reward chooses the second, whose gold is 0: the fall is half of the first one's gold.
+
+    Over 100 prompts half the gold is m + 1 and m - 1 in turn, so its mean m has a standard error of 0.1.
+    """
+    gold = [[2 * (0.1 * errors + sign), 0.0] for sign in (1, -1) * 50]
+    assert best_of_n([[0.0, 1.0]] * 100, gold).onset == onset
+
+
 def test_the_bootstrap_error_is_that_of_the_mean_and_repeats() -> None:
     random = np.random.default_rng(1)
     gold = random.normal(0, 1, (400, 1))

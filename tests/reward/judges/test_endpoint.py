@@ -20,9 +20,9 @@ from posttrain.reward.judges import transport
 from posttrain.reward.judges.endpoint import Endpoint
 from posttrain.reward.judges.transport import Failure, read_reply
 from posttrain.reward.judges.types import Costs, Question, Unreadable
-from tests.reward.judges.judge_server import Asked, Handler, serving
+from tests.reward.judges.judge_server import Asked, Handler, Running, serving
 
-SLACK = 1.5  # seconds beyond a deadline that a busy machine may take
+SLACK = 5.0  # seconds beyond a deadline that a busy machine may take; far less than a server here hangs
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +53,14 @@ def number_of(asked: Asked) -> int:
 
 def echo(handler: Handler, asked: Asked) -> None:
     handler.say(asked.payload["messages"][0]["content"])
+
+
+def requests_of(server: Running, count: int) -> int:
+    """Requests that the server has received, once they are so many: a client may give up before the server has looked."""
+    end = time.monotonic() + 5
+    while len(server.asked) < count and time.monotonic() < end:
+        time.sleep(0.01)
+    return len(server.asked)
 
 
 def test_verdicts_come_in_the_order_of_the_questions_however_late_each_reply_is() -> None:
@@ -86,16 +94,25 @@ def test_the_request_is_a_chat_completion_with_the_key(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("concurrency", [1, 3])
 def test_no_more_requests_than_allowed_are_under_way(concurrency: int) -> None:
-    """With one at a time the last waits for 0.75 s, which is more than its own deadline: that counts from when it is sent."""
+    """With one at a time the last waits for 2 s, which is more than its own deadline: that counts from when it is sent."""
+    lock, together = threading.Lock(), threading.Barrier(concurrency)
+    active, counts = 0, []
 
     def respond(handler: Handler, asked: Asked) -> None:
-        time.sleep(0.15)
+        nonlocal active
+        with lock:
+            active += 1
+            counts.append(active)
+        together.wait(5)  # passed only by as many as are allowed
+        time.sleep(0.4)
+        with lock:  # before the reply, which lets the next one start
+            active -= 1
         echo(handler, asked)
 
     with serving(respond) as server:
-        endpoint = Endpoint("test", server.section(concurrency=concurrency, timeout_seconds=0.6))
+        endpoint = Endpoint("test", server.section(concurrency=concurrency, timeout_seconds=1.9))
         verdicts = endpoint.ask([ask_number(number) for number in range(6)])
-        assert server.peak == concurrency
+    assert max(counts) <= concurrency
     assert [verdict.values for verdict in verdicts] == [{"number": number} for number in range(6)]
 
 
@@ -136,8 +153,8 @@ def compressed(handler: Handler, asked: Asked) -> None:
 
 
 MISBEHAVIOUR: dict[str, tuple[Callable[[Handler, Asked], None], str]] = {
-    "silent": (lambda handler, asked: handler.hang(), "no complete reply within 0.2 s"),
-    "endless stream": (endless, "no complete reply within 0.2 s"),
+    "silent": (lambda handler, asked: handler.hang(), "no complete reply within 1 s"),
+    "endless stream": (endless, "no complete reply within 1 s"),
     "dropped": (drop, "RemoteProtocolError"),
     "cut body": (cut_body, "RemoteProtocolError"),
     "no HTTP": (no_http, "RemoteProtocolError"),
@@ -162,7 +179,7 @@ MISBEHAVIOUR: dict[str, tuple[Callable[[Handler, Asked], None], str]] = {
 def test_misbehaviour_gives_no_verdict_in_time_and_nothing_is_kept(kind: str) -> None:
     respond, problem = MISBEHAVIOUR[kind]
     with serving(respond) as server:
-        deadline = 0.2 if "within" in problem else 5.0
+        deadline = 1.0 if "within" in problem else 5.0
         endpoint = Endpoint("test", server.section(timeout_seconds=deadline))
         began = time.monotonic()
         (verdict,) = endpoint.ask([ask_number(5)])
@@ -170,7 +187,7 @@ def test_misbehaviour_gives_no_verdict_in_time_and_nothing_is_kept(kind: str) ->
         assert verdict.values is None and problem in verdict.problem and len(verdict.problem) < 500
         assert verdict.evidence()["no_verdict"] == verdict.problem and not verdict.cached
         endpoint.ask([ask_number(5)])
-        assert len(server.asked) == 2, "the question is asked again, not remembered as unanswered"
+        assert requests_of(server, 2) == 2, "the question is asked again, not remembered as unanswered"
     assert endpoint.costs.no_verdicts == endpoint.costs.questions == 2 and endpoint.costs.cache_hits == 0
 
 
@@ -187,22 +204,22 @@ def test_a_batch_ends_at_its_deadline_with_what_was_answered() -> None:
         echo(handler, asked) if number_of(asked) % 2 else handler.hang()
 
     with serving(respond) as server:
-        section = server.section(timeout_seconds=60.0, batch_timeout_seconds=0.8, retries=5)
+        section = server.section(timeout_seconds=60.0, batch_timeout_seconds=1.5, retries=5)
         endpoint = Endpoint("test", section)
         began = time.monotonic()
         verdicts = endpoint.ask([ask_number(number) for number in range(6)])
-        assert time.monotonic() - began < 0.8 + SLACK
+        assert time.monotonic() - began < 1.5 + SLACK
     assert [verdict.values and verdict.values["number"] for verdict in verdicts] == [None, 1, None, 3, None, 5]
     assert "within" in verdicts[0].problem and endpoint.costs.no_verdicts == 3
 
 
 def test_questions_that_wait_for_a_slot_end_at_the_deadline_too() -> None:
     with serving(lambda handler, asked: handler.hang()) as server:
-        section = server.section(timeout_seconds=60.0, batch_timeout_seconds=0.3, concurrency=1)
+        section = server.section(timeout_seconds=60.0, batch_timeout_seconds=1.0, concurrency=1)
         began = time.monotonic()
         verdicts = Endpoint("test", section).ask([ask_number(number) for number in range(50)])
-        assert time.monotonic() - began < 0.3 + SLACK
-        assert all(verdict.values is None for verdict in verdicts) and len(server.asked) == 1
+        assert time.monotonic() - began < 1.0 + SLACK
+        assert all(verdict.values is None for verdict in verdicts) and requests_of(server, 1) == 1
 
 
 def test_a_batch_returns_at_its_deadline_whatever_its_requests_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,12 +339,41 @@ def test_no_questions_send_nothing() -> None:
         assert Endpoint("test", server.section()).ask([]) == [] and not server.asked
 
 
-def test_a_fault_of_ours_is_not_passed_off_as_no_verdict() -> None:
+def test_an_unforeseen_error_costs_its_own_question_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(text: str) -> Mapping[str, Any]:
         raise ZeroDivisionError
 
-    with serving(echo) as server, pytest.raises(ZeroDivisionError):
-        Endpoint("test", server.section()).ask([Question("test/1", ({"role": "user", "content": "5"},), broken)])
+    async def ask(client: Any, url: str, payload: Mapping[str, Any], *arguments: Any, **options: Any) -> Any:
+        if payload["messages"][0]["content"] == "7":
+            raise OverflowError("from a library")
+        return await transport.ask(client, url, payload, *arguments, **options)
+
+    monkeypatch.setattr(endpoint_module, "ask", ask)
+    unread = Question("test/1", ({"role": "user", "content": "5"},), broken)
+    with serving(echo) as server:
+        verdicts = Endpoint("test", server.section()).ask([unread, ask_number(6), ask_number(7)])
+    assert [verdict.values is None for verdict in verdicts] == [True, False, True]
+    assert "ZeroDivisionError" in verdicts[0].problem and verdicts[2].problem == "OverflowError: from a library"
+
+
+def test_a_cache_that_hangs_holds_up_neither_other_questions_nor_the_deadline() -> None:
+    hangs = threading.Event()
+    with serving(echo) as server:
+        endpoint = Endpoint("test", server.section(batch_timeout_seconds=2.0))
+        put = endpoint._cache.put
+
+        def stuck(key: str, text: str) -> None:
+            if "1" in text:
+                hangs.wait(60)
+            put(key, text)
+
+        endpoint._cache.put = stuck  # type: ignore[method-assign]
+        began = time.monotonic()
+        late, other = endpoint.ask([ask_number(1), ask_number(2)])
+        seconds = time.monotonic() - began
+        hangs.set()
+    assert seconds < 2.0 + SLACK
+    assert other.values is not None and late.values is None and "not answered within" in late.problem
 
 
 def test_missing_verdicts_are_warned_about_once_a_call(caplog: pytest.LogCaptureFixture) -> None:
