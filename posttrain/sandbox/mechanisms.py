@@ -74,6 +74,8 @@ class Bubblewrap:
         options += ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
         if order.outer_id is None:
             options += ["--unshare-user", "--disable-userns", "--uid", str(INNER_ID), "--gid", str(INNER_ID)]
+        # Before what is shown, which may lie below it.
+        options += ["--size", str(int(order.limits["disk_bytes"])), "--perms", "0700", "--tmpfs", HOME]
         # Without this bwrap makes the folders above a path for its own user alone.
         for folder in ("/dev", *(str(parent) for path in order.visible for parent in reversed(Path(path).parents[:-1]))):
             options += ["--perms", "0755", "--dir", folder]
@@ -88,7 +90,6 @@ class Bubblewrap:
         for link, target in LINKS.items():
             options += ["--symlink", target, link]
         options += ["--proc", "/proc", *_cover_facts_about_the_host()]
-        options += ["--size", str(int(order.limits["disk_bytes"])), "--perms", "0700", "--tmpfs", HOME]
         return [*options, "--remount-ro", "/", "--chdir", HOME]
 
 

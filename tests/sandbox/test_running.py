@@ -315,3 +315,22 @@ def test_mistakes_of_the_caller() -> None:
         Program(())
     with pytest.raises(UserError, match="did you mean 'bubblewrap'"):
         run(Program(("true",)), mechanism="bublewrap")
+
+
+def test_a_folder_below_the_writable_one_can_be_shown(mechanism: str, tmp_path: Path) -> None:
+    """A virtual environment in /tmp, say. What is shown stays read-only, the rest of /tmp stays the program's own."""
+    (tmp_path / "shown").mkdir()
+    (tmp_path / "shown/file").write_text("seen")
+    (tmp_path / "secret").write_text("not shown")
+    source = f"""
+import os
+print(open({str(tmp_path / "shown/file")!r}).read(), os.path.exists({str(tmp_path / "secret")!r}))
+open("/tmp/own", "w").write("written")
+try:
+    open({str(tmp_path / "shown/other")!r}, "w")
+except OSError:
+    print("read-only")
+"""
+    outcome = run(Program.python(source), SMALL, mechanism, shown=[os.path.realpath(tmp_path / "shown")])
+    assert outcome.stdout.decode().split("\n") == ["seen False", "read-only", ""], outcome
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["secret", "shown"]

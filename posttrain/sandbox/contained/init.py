@@ -72,9 +72,13 @@ def _write_files(files: dict[str, bytes]) -> None:
         with open(name, "wb") as file:
             file.write(content)
     if os.getuid() != INNER_ID:
-        for folder, _, names in os.walk("."):
-            for name in (folder, *(os.path.join(folder, name) for name in names)):
-                os.chown(name, INNER_ID, INNER_ID)
+        own = {"."}  # and no folder of the host's that is shown below
+        for name in files:
+            while name:
+                own.add(name)
+                name = os.path.dirname(name)
+        for name in own:
+            os.chown(name, INNER_ID, INNER_ID)
 
 
 def _become(order: Order, report_fd: int) -> NoReturn:

@@ -44,6 +44,10 @@ def build(visible: Sequence[str], hidden: Sequence[str], disk_bytes: int) -> Non
     kernel.pivot_root("/tmp", "/tmp/old")
     os.chdir("/")
     kernel.mount("tmpfs", "/new", "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, _LARGEST_SKELETON)
+    # Before what is shown, which may lie below it.
+    os.mkdir(f"/new{HOME}")
+    options = f"size={disk_bytes},nr_inodes={inodes(disk_bytes)},mode=700"
+    kernel.mount("tmpfs", f"/new{HOME}", "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, options)
     for path in visible:
         _show(path)
     for path in hidden:
@@ -55,15 +59,12 @@ def build(visible: Sequence[str], hidden: Sequence[str], disk_bytes: int) -> Non
     os.mkdir("/new/proc")
     # Processes alone: no /proc/sys, no facts about the host. Mounted while the host's is still there, as the kernel wants it.
     kernel.mount("proc", "/new/proc", "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC, "subset=pid")
-    os.makedirs(f"/new{HOME}", exist_ok=True)
-    options = f"size={disk_bytes},nr_inodes={inodes(disk_bytes)},mode=700"
     kernel.unmount("/old")
     os.chdir("/new")
     kernel.pivot_root(".", ".")
     kernel.unmount(".")
     os.chdir("/")
     kernel.mount("tmpfs", "/", None, kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV)
-    kernel.mount("tmpfs", HOME, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, options)
 
 
 def _show(path: str) -> None:
