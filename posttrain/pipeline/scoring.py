@@ -14,6 +14,7 @@ from posttrain.config.errors import UserError
 from posttrain.config.loading import load_config
 from posttrain.config.names import suggest
 from posttrain.config.reward_schema import RewardSection
+from posttrain.config.schema import DPOStage, RLStage, SFTStage
 from posttrain.data.formats import Record, prompt_key
 from posttrain.pipeline.answer_files import sample_of
 from posttrain.pipeline.files import write_json_lines
@@ -143,11 +144,10 @@ def reward_section(place: str | None) -> RewardSection:
     if not separator or not path:
         raise UserError("names no stage", where=f"--reward {place}", instead="write --reward CONFIG:STAGE")
     stages = load_config(Path(path), ()).stages
-    able = [stage for stage, section in stages.items() if isinstance(getattr(section, "reward", None), RewardSection)]
+    able = {stage: section.reward for stage, section in stages.items() if isinstance(section, SFTStage | DPOStage | RLStage)}
     if name not in able:
         raise UserError(f"no stage '{name}' with a reward", where=f"--reward {place}", instead=suggest(name, able))
-    found: RewardSection = getattr(stages[name], "reward")  # noqa: B009 - not every kind of stage has one
-    return found
+    return able[name]
 
 
 def open_reward(folder: Path, section: RewardSection) -> RewardModel:
